@@ -1,0 +1,25 @@
+"""A network that a loss uses and nobody trains."""
+
+from collections.abc import Callable
+from typing import Any, Self
+
+from torch import Tensor, nn
+
+
+class Frozen(nn.Module):
+    """Runs a network in eval mode; gradients pass through it to its input, never to its weights.
+
+    The network follows the owner's device and dtype, but is not among the owner's parameters, state dict or modes:
+    an optimizer, an EMA, DDP, a checkpoint or `.train()` cannot reach it.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self._network = (network.eval().requires_grad_(False),)  # a tuple, so that it is not registered as a submodule
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self._network[0](*inputs)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._network[0]._apply(fn, recurse)
+        return super()._apply(fn, recurse)

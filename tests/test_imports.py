@@ -1,0 +1,46 @@
+"""The folders are leaves that meet only in conf/ and in train/."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+OURS = {"data", "degradations", "losses", "models", "train"}
+HEAVY = {"hydra", "lightning", "omegaconf"}
+FORBIDDEN = {
+    "degradations": OURS | HEAVY,
+    "models": (OURS - {"models"}) | HEAVY,
+    "losses": (OURS - {"losses"}) | HEAVY,
+    "data": (OURS - {"data"}) | {"hydra", "omegaconf"},
+    "train": {"degradations", "losses"},
+}
+ALLOWED_IN_TRAIN = {"data.batch", "models.official", "models"}  # the batch contract, and `from models import official`
+
+
+def imported_modules(file: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    return names
+
+
+@pytest.mark.parametrize("folder", sorted(FORBIDDEN))
+def test_a_folder_imports_only_what_it_may(folder: str) -> None:
+    files = sorted((ROOT / folder).rglob("*.py"))
+    assert len(files) >= 4, f"{folder}: only {len(files)} files seen"
+    for file in files:
+        modules = imported_modules(file)
+        bad = {name for name in modules if name.partition(".")[0] in FORBIDDEN[folder] - {folder}}
+        assert not bad, f"{file.relative_to(ROOT)} imports {sorted(bad)}"
+        if folder == "train":
+            other = {name for name in modules if name.partition(".")[0] in {"data", "models"}} - ALLOWED_IN_TRAIN
+            assert not other, f"{file.relative_to(ROOT)} imports {sorted(other)}"
+
+
+def test_lightning_is_known_to_the_data_module_only() -> None:
+    users = {f.name for f in (ROOT / "data").glob("*.py") if any(m.startswith("lightning") for m in imported_modules(f))}
+    assert users == {"module.py"}

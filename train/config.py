@@ -1,0 +1,222 @@
+"""Refuses a configuration with unknown, mistyped, out-of-range or unread keys before anything is built or read.
+
+Every node with `_target_` is held against the signature of the class it names: its keys, types and ranges (annotated_types
+in the annotations). The remaining keys are those of RUN. Nothing is instantiated, and no weights are needed.
+"""
+
+import difflib
+import inspect
+import json
+from collections.abc import Iterator
+from typing import Annotated, Any, TypedDict, get_type_hints
+
+from annotated_types import Ge, Gt, Interval
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import (
+    ConfigDict,
+    PydanticSchemaGenerationError,
+    PydanticUserError,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+)
+
+Node = dict[str, Any]
+GROUPS = ("model", "experiment")  # groups that place nothing under their own name
+NODES = (
+    *(
+        "task",
+        "network",
+        "loss",
+        "degradation",
+        "data",
+        "optimizer",
+        "schedule",
+        "trainer",
+        "logger",
+        "checkpoint",
+        "validation",
+    ),
+)
+HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_"}
+
+
+class Init(TypedDict):
+    """Weights to start from: a file in any format that models/official.py opens, and whether it must match fully."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
+    ckpt: str | None
+    strict: bool
+
+
+RUN = {
+    "name": Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._=,+-]*$")],
+    "seed": Annotated[int, Interval(ge=0, lt=2**32)],
+    "resume": Annotated[str, StringConstraints(min_length=1)],
+    "init": Init,
+    "ema_decay": Annotated[float, Interval(ge=0, lt=1)] | None,
+}
+
+# Ranges that the classes of other libraries do not state.
+RANGES: dict[str, Any] = {
+    "optimizer.lr": Annotated[float, Gt(0), Interval(lt=1e3)],
+    "optimizer.weight_decay": Annotated[float, Ge(0)],
+    "optimizer.eps": Annotated[float, Gt(0)],
+    "optimizer.betas": tuple[Annotated[float, Interval(ge=0, lt=1)], Annotated[float, Interval(ge=0, lt=1)]],
+    "trainer.max_steps": Annotated[int, Ge(1)],
+    "trainer.devices": Annotated[int, Ge(1)] | list[Annotated[int, Ge(0)]] | str,
+    "trainer.num_nodes": Annotated[int, Ge(1)],
+    "trainer.val_check_interval": Annotated[int, Ge(1)],
+    "trainer.log_every_n_steps": Annotated[int, Ge(1)],
+    "trainer.accumulate_grad_batches": Annotated[int, Ge(1)],
+    "trainer.gradient_clip_val": Annotated[float, Gt(0)] | None,
+}
+
+
+class ConfigError(ValueError):
+    """A configuration that no run should start from; the message lists every mistake found."""
+
+
+def check(config: DictConfig) -> Node:
+    """The resolved configuration as plain containers.
+
+    Raises: ConfigError listing all mistakes: key, value, what would be right, the nearest valid key.
+    """
+    try:
+        resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key or 'config'}: {error.msg or error}") from error
+    raw = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(resolved, dict)
+    assert isinstance(raw, dict)
+    if resolved.get("name") is None:
+        raise ConfigError("nothing to train: choose model=NAME or experiment=NAME (python train.py --help lists them)")
+    mistakes = list(_check_run(resolved, raw))
+    if mistakes:
+        raise ConfigError("\n".join(dict.fromkeys(mistakes)))
+    return resolved
+
+
+def nearest(wrong: str, valid: list[str]) -> str:
+    """`, did you mean X?` for the valid dotted key most like the wrong one, or an empty string."""
+    match = difflib.get_close_matches(wrong, valid, n=1, cutoff=0.6)
+    if not match:  # a right name in a wrong place: trainer.lr for optimizer.lr
+        last = wrong.rpartition(".")[2]
+        match = [key for key in valid if key.rpartition(".")[2] == last][:1]
+    return f"; did you mean {match[0]}?" if match else ""
+
+
+def valid_keys(config: Node) -> list[str]:
+    """Every dotted key that a run with this configuration could take."""
+    keys = [*RUN, *GROUPS]
+
+    def walk(path: str, value: Any) -> None:
+        keys.append(path)
+        if isinstance(value, dict):
+            for name in {*value, *_parameters(value)} - HYDRA_KEYS:
+                walk(f"{path}.{name}", value.get(name))
+
+    for name, value in config.items():
+        if name != "task":  # its keys are interpolations of the others
+            walk(name, value)
+    return keys
+
+
+def _check_run(config: Node, raw: Node) -> Iterator[str]:
+    valid = valid_keys({name: value for name, value in config.items() if name in NODES})
+    for name, value in config.items():
+        if name in RUN:
+            yield from _check_value(name, value, RUN[name])
+        elif name in NODES:
+            yield from _check_tree(name, value, raw[name], Node, valid)
+        else:
+            yield f"{name}={value!r}: nothing reads the key {name}{nearest(name, valid)}"
+
+
+def _is_node(value: Any) -> bool:
+    return isinstance(value, dict) and "_target_" in value
+
+
+def _check_node(path: str, node: Node, raw: Any, valid: list[str]) -> Iterator[str]:
+    """A node with `_target_` against the signature of what it names. `raw` is the node before interpolation."""
+    try:
+        target = get_object(node["_target_"])
+    except Exception as error:
+        yield f"{path}._target_={node['_target_']!r} can't be imported: {error}"
+        return
+    hints = _hints(target)
+    parameters = _parameters(node)
+    for key, value in node.items():
+        full = f"{path}.{key}"
+        if key in HYDRA_KEYS:
+            continue
+        if parameters and key not in parameters:
+            known = [other for other in valid if other != full and not other.startswith(f"{full}.")]
+            yield f"{full}={value!r}: {node['_target_']} has no {key}{nearest(full, _drop_unknown(known, path, parameters))}"
+        elif isinstance(raw, dict) and isinstance(raw.get(key), str) and isinstance(value, dict | list):
+            continue  # an interpolation of a whole node, which is checked in its own place
+        else:
+            yield from _check_tree(full, value, raw[key] if isinstance(raw, dict) else None, hints.get(key, Any), valid)
+    if not node.get("_partial_"):
+        required = [name for name, p in parameters.items() if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+        for name in required:
+            if name not in node:
+                yield f"{path}.{name} is missing: {node['_target_']} needs it"
+
+
+def _check_tree(path: str, value: Any, raw: Any, annotation: Any, valid: list[str]) -> Iterator[str]:
+    """A value that may hold further nodes (loss.terms, degradation.operators) or be plain."""
+    if _is_node(value):
+        yield from _check_node(path, value, raw, valid)
+    elif isinstance(value, dict) and any(_is_node(child) for child in value.values()):
+        for name, child in value.items():
+            full = f"{path}.{name}"
+            if _is_node(child):
+                yield from _check_node(full, child, raw[name] if isinstance(raw, dict) else None, valid)
+            else:
+                others = [key for key in valid if key != full and not key.startswith(f"{full}.") and key.startswith(path)]
+                yield f"{full}={child!r} has no _target_, so nothing reads it{nearest(full, others)}"
+    else:
+        yield from _check_value(path, value, RANGES.get(path, annotation))
+
+
+def _check_value(path: str, value: Any, annotation: Any) -> Iterator[str]:
+    try:
+        adapter = TypeAdapter(
+            annotation, config=None if _has_own_config(annotation) else ConfigDict(arbitrary_types_allowed=True)
+        )
+        adapter.validate_json(json.dumps(value), strict=True)  # strict, but a YAML list may stand for a tuple
+    except ValidationError as error:
+        problems = dict.fromkeys(f"{'.'.join([path, *map(str, e['loc'])][:2])}: {e['msg']}" for e in error.errors())
+        yield f"{path}={value!r}: {'; or '.join(problem.partition(': ')[2] for problem in problems)}"
+    except (PydanticSchemaGenerationError, PydanticUserError, NameError, TypeError):
+        return  # an annotation of another library that can't be checked; its constructor will judge
+
+
+def _has_own_config(annotation: Any) -> bool:
+    return hasattr(annotation, "__pydantic_config__")
+
+
+def _parameters(node: Any) -> dict[str, inspect.Parameter]:
+    """Keyword parameters of what a node names; empty when it names nothing or takes anything."""
+    if not _is_node(node):
+        return {}
+    try:
+        parameters = inspect.signature(get_object(node["_target_"])).parameters
+    except (ImportError, ValueError, TypeError):
+        return {}
+    return {} if any(p.kind is p.VAR_KEYWORD for p in parameters.values()) else dict(parameters)
+
+
+def _hints(target: Any) -> dict[str, Any]:
+    try:
+        return get_type_hints(target.__init__ if inspect.isclass(target) else target, include_extras=True)
+    except (NameError, TypeError):
+        return {}
+
+
+def _drop_unknown(valid: list[str], path: str, parameters: dict[str, inspect.Parameter]) -> list[str]:
+    """Siblings first: the key was most likely meant for the node it was written in."""
+    return [*(f"{path}.{name}" for name in parameters), *valid]

@@ -1,0 +1,31 @@
+"""Running average of the restoring network's weights."""
+
+from copy import deepcopy
+
+import torch
+from torch import nn
+
+
+class EMA(nn.Module):
+    """average = decay * average + (1 - decay) * network after every generator update; starts as a copy.
+
+    Only the network it is given, so no loss network or discriminator; float buffers are averaged too (BasicSR leaves
+    them out), integer ones copied.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        super().__init__()
+        self.decay = decay
+        self.average = deepcopy(network).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, network: nn.Module) -> None:
+        new, old = network.state_dict(), self.average.state_dict()
+        floats = [key for key, value in old.items() if value.is_floating_point()]
+        torch._foreach_lerp_([old[key] for key in floats], [new[key] for key in floats], 1 - self.decay)
+        for key in old.keys() - set(floats):
+            old[key].copy_(new[key])
+
+    def train(self, mode: bool = True) -> "EMA":
+        """Stays in eval mode, whatever its owner does."""
+        return super().train(False)

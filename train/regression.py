@@ -1,0 +1,16 @@
+"""Training by regression: one network, one loss set (SwinIR, ELAN)."""
+
+from torch import Tensor
+
+from data.batch import Batch
+from train.task import RestorationTask
+
+
+class RegressionTask(RestorationTask):
+    """Minimises the loss set between the restored image and HQ (DiffBIR's train_stage1.py, SwinIR, ELAN)."""
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        restored = self.network(batch["lq"])  # (b, 3, h, w), about [0, 1], not clamped
+        loss, terms = self.loss(restored=restored, hq=batch["hq"])
+        self.log_terms(loss, terms, batch)
+        return loss

@@ -1,0 +1,101 @@
+"""What every training task shares: the network, its EMA, validation, and how terms are logged."""
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+import lightning as L
+import torch
+from annotated_types import Interval
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from data.batch import Batch
+from train.ema import EMA
+from train.logs import write_pictures
+from train.validation import Validation
+
+Decay = Annotated[float, Interval(ge=0, lt=1)]
+
+
+class RestorationTask(L.LightningModule):
+    """A network that restores images, with a loss set. Subclasses add the training step.
+
+    Args: network: (b, 3, h, w) LQ to restored.    loss: see losses/weighted.py.
+          optimizer: parameters -> optimizer.      schedule: optimizer -> learning rate by generator update.
+          ema_decay: of the average that validates and is exported; null keeps none.
+    """
+
+    def __init__(
+        self,
+        *,
+        network: nn.Module,
+        loss: nn.Module,
+        optimizer: Callable[..., Optimizer],
+        schedule: Callable[..., LRScheduler],
+        ema_decay: Decay | None,
+        validation: Validation,
+    ) -> None:
+        super().__init__()
+        self.network, self.loss, self.validation = network, loss, validation
+        self.make_optimizer, self.make_schedule = optimizer, schedule
+        self.ema = EMA(network, ema_decay) if ema_decay is not None else None
+        self.validated_step = -1
+        self.unreadable = 0  # files that data.on_error=skip passed over, on this rank
+        self.config: dict[str, Any] = {}  # the resolved config, saved in every checkpoint
+
+    def restore(self, lq: Tensor) -> Tensor:
+        """(b, 3, h, w) to (b, 3, h, w) in [0, 1], with the EMA where there is one."""
+        network = self.ema.average if self.ema else self.network
+        return network(lq).clamp(0, 1)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.make_optimizer(params=[p for p in self.network.parameters() if p.requires_grad])
+        schedule = self.make_schedule(optimizer=optimizer)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if self.ema:
+            self.ema.update(self.network)
+
+    def log_terms(self, loss: Tensor, terms: Mapping[str, Tensor], batch: Batch) -> None:
+        """Logs the total, each raw term, the learning rate and how many unreadable files were passed over.
+
+        Raises: FloatingPointError when the loss is not finite, naming the terms.
+        """
+        step = self.trainer.global_step + 1
+        if not torch.isfinite(loss):
+            values = ", ".join(f"{name}={float(value):g}" for name, value in terms.items())
+            raise FloatingPointError(
+                f"the loss of update {step} is {float(loss):g} ({values}): lower optimizer.lr (now "
+                f"{self.learning_rate:g}), set trainer.gradient_clip_val=1, or trainer.precision=32-true"
+            )
+        self.log("step", float(step))  # Lightning counts from 0 otherwise: here N means N updates done
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.log_dict({f"train/{name}": value for name, value in terms.items()})
+        self.log("lr", self.learning_rate)
+        if passed_over := int(batch["unreadable"].sum()):
+            self.unreadable += passed_over
+            rank_zero_warn(f"data.on_error=skip: {self.unreadable} unreadable files passed over so far")
+
+    @property
+    def learning_rate(self) -> float:
+        return float(self.trainer.optimizers[0].param_groups[0]["lr"])
+
+    def on_validation_epoch_start(self) -> None:
+        self.validation.reset()
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        self.validation.update(restored=self.restore(batch["lq"]), lq=batch["lq"], hq=batch["hq"])
+
+    def on_validation_epoch_end(self) -> None:
+        self.validated_step = self.trainer.global_step
+        self.log("step", float(self.validated_step))
+        self.log_dict({f"val/{name}": value for name, value in self.validation.compute().items()})
+        if self.trainer.is_global_zero:
+            write_pictures(self.trainer, self.validation.strip())
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["config"] = self.config

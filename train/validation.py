@@ -1,0 +1,69 @@
+"""Validation on a fixed set with fixed degradations: metrics of the restored image and of LQ beside them, and pictures."""
+
+from collections.abc import Callable
+from typing import Annotated
+
+import torch
+from annotated_types import Ge
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, Metric
+from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
+
+
+class Validation(nn.Module):
+    """Mean PSNR (dB), SSIM and LPIPS over images, on RGB in [0, 1]; every task calls reset, update, compute in turn.
+
+    Args: lpips: makes the perceptual distance; where its backbone's weights are missing the metric is left out and
+              `lpips_missing` says why.
+          pictures: how many images are kept as rows LQ | restored | HQ.
+    """
+
+    def __init__(self, *, lpips: Callable[[], nn.Module] | None, pictures: Annotated[int, Ge(0)]) -> None:
+        super().__init__()
+        self.lpips: nn.Module | None = None
+        self.lpips_missing = "validation.lpips=null"
+        if lpips is not None:
+            try:
+                self.lpips = lpips()
+            except FileNotFoundError as error:
+                self.lpips_missing = str(error)
+        self.metrics = nn.ModuleDict({f"{name}{of}": self._metric(name) for name in self._names for of in ("", "_lq")})
+        self.pictures = pictures
+        self._rows: list[Tensor] = []
+
+    @property
+    def _names(self) -> list[str]:
+        return ["psnr", "ssim", "lpips"] if self.lpips else ["psnr", "ssim"]
+
+    @staticmethod
+    def _metric(name: str) -> Metric:
+        if name == "psnr":  # with dim: the mean of each image's PSNR, not the PSNR of the mean error
+            return PeakSignalNoiseRatio(data_range=1.0, dim=(1, 2, 3), reduction="elementwise_mean")
+        return StructuralSimilarityIndexMeasure(data_range=1.0) if name == "ssim" else MeanMetric()
+
+    def reset(self) -> None:
+        self._rows = []
+        for metric in self.metrics.values():
+            metric.reset()
+
+    @torch.no_grad()
+    def update(self, *, restored: Tensor, lq: Tensor, hq: Tensor) -> None:
+        """Adds a batch; all (b, 3, h, w) in [0, 1]."""
+        restored, lq, hq = restored.float(), lq.float().clamp(0, 1), hq.float()
+        for image, of in ((restored, ""), (lq, "_lq")):
+            self.metrics[f"psnr{of}"].update(image, hq)
+            self.metrics[f"ssim{of}"].update(image, hq)
+            if self.lpips:
+                for one, target in zip(image.split(1), hq.split(1), strict=True):  # the mean weighs images, not batches
+                    self.metrics[f"lpips{of}"].update(self.lpips(one, target))
+        rows = torch.cat([lq, restored, hq], dim=-1)
+        self._rows += rows[: self.pictures - len(self._rows)].cpu()
+
+    def compute(self) -> dict[str, Tensor]:
+        """Metric -> mean over all ranks: psnr, psnr_lq, ssim, ssim_lq and, where its weights are there, lpips, lpips_lq."""
+        return {name: metric.compute() for name, metric in self.metrics.items()}
+
+    def strip(self) -> Tensor | None:
+        """(3, rows * h, 3 * w) in [0, 1]: LQ | restored | HQ, one row an image; only rows of the first row's size."""
+        same = [row for row in self._rows if row.shape == self._rows[0].shape]
+        return torch.cat(same, dim=-2) if same else None
