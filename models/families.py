@@ -1,0 +1,170 @@
+"""Families of networks: how each one's official files are recognised and written.
+
+A new family is one recognising function, one writing function, and a line in FAMILIES.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from models.swinir import SwinIR
+
+Shapes = Mapping[str, tuple[int, ...]]
+Arguments = dict[str, Any]
+
+
+class CheckpointError(ValueError):
+    """A file that can't be used, with its name, the reason and what to do."""
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """A family, the constructor arguments of its network, and what the file could not tell (`assumed`, in words)."""
+
+    family: str
+    arguments: Arguments
+    assumed: list[str] = field(default_factory=list)
+    recorded: bool = False
+
+
+def recognise_swinir(shapes: Shapes) -> tuple[Arguments, list[str]] | None:
+    """SwinIR's constructor arguments, from keys and shapes; None for anything else."""
+    table = "layers.{}.residual_group.blocks.0.attn.relative_position_bias_table"
+    if table.format(0) not in shapes or not {"conv_first.weight", "conv_first.1.weight"} & set(shapes):
+        return None
+    stem = "conv_first.weight" if "conv_first.weight" in shapes else "conv_first.1.weight"
+    embed_dim, stem_chans = shapes[stem][:2]
+    blocks = sorted(
+        {(int(m[1]), int(m[2])) for k in shapes if (m := re.match(r"layers\.(\d+)\.residual_group\.blocks\.(\d+)\.", k))}
+    )
+    groups = range(blocks[-1][0] + 1)
+    depths = [sum(group == i for group, _ in blocks) for i in groups]
+    window_size = (math.isqrt(shapes[table.format(0)][0]) + 1) // 2
+    upsampler = _upsampler(shapes)
+    out_chans = stem_chans if stem == "conv_first.weight" else _out_chans(shapes, stem_chans)
+    img_size, assumed = _img_size(shapes, window_size, any_shift=max(depths) > 1)
+    hidden = shapes["layers.0.residual_group.blocks.0.mlp.fc1.weight"][0]
+    img_range = 255.0 if window_size == 7 else 1.0
+    assumed.append(f"img_range={img_range:g}: no key tells; 255 in the official window-7 (JPEG) files, 1 in all others")
+    return {
+        "img_size": img_size,
+        "in_chans": out_chans,
+        "embed_dim": embed_dim,
+        "depths": depths,
+        "num_heads": [shapes[table.format(i)][1] for i in groups],
+        "window_size": window_size,
+        # The constructor truncates embed_dim * mlp_ratio, and a quotient may come out a hair too small.
+        "mlp_ratio": hidden / embed_dim if int(embed_dim * (hidden / embed_dim)) == hidden else (hidden + 0.5) / embed_dim,
+        "unshuffle": math.isqrt(stem_chans // out_chans),
+        "upscale": _upscale(shapes, upsampler, out_chans),
+        "upsampler": upsampler,
+        "resi_connection": "1conv" if "conv_after_body.weight" in shapes else "3conv",
+        "img_range": img_range,
+    }, assumed
+
+
+def _upsampler(shapes: Shapes) -> str:
+    if "conv_before_upsample.0.weight" in shapes:
+        return "nearest+conv" if "conv_up1.weight" in shapes else "pixelshuffle"
+    return "pixelshuffledirect" if "upsample.0.weight" in shapes else ""
+
+
+def _out_chans(shapes: Shapes, stem_chans: int) -> int:
+    """Image channels behind a pixel-unshuffle; the direct head hides them in a square, so RGB is tried before grey."""
+    if "conv_last.weight" in shapes:
+        return shapes["conv_last.weight"][0]
+    products = (stem_chans, shapes["upsample.0.weight"][0])
+    return next(c for c in (3, 1, *products) if all(p % c == 0 and math.isqrt(p // c) ** 2 == p // c for p in products))
+
+
+def _upscale(shapes: Shapes, upsampler: str, out_chans: int) -> int:
+    if upsampler == "nearest+conv":
+        return 2 ** sum(f"conv_up{i}.weight" in shapes for i in (1, 2, 3))
+    if upsampler == "pixelshuffledirect":
+        return math.isqrt(shapes["upsample.0.weight"][0] // out_chans)
+    steps = [shape for key, shape in shapes.items() if re.fullmatch(r"upsample\.\d+\.weight", key)]
+    return math.prod(math.isqrt(shape[0] // shape[1]) for shape in steps) if upsampler else 1
+
+
+def _img_size(shapes: Shapes, window_size: int, any_shift: bool) -> tuple[int, list[str]]:
+    """Side of the feature map a file was built for, and what was assumed for want of a key."""
+    mask = next((shape for key, shape in shapes.items() if key.endswith(".attn_mask")), None)
+    if mask is not None:
+        return math.isqrt(mask[0]) * window_size, []
+    if any_shift and any(key.endswith(".relative_position_index") for key in shapes):
+        # The reference writes both derived keys, but no mask when img_size <= window_size: then it never shifts.
+        return window_size, []
+    return 64, [
+        "img_size=64: the file has no derived keys that tell; every official file but the JPEG and denoising ones has 64"
+    ]
+
+
+def write_swinir(network: SwinIR) -> dict[str, Any]:
+    """What the reference programs read: bare for DiffBIR, params_ema for original real-SR, params for the other originals.
+
+    Raises: CheckpointError for a network that no reference program can build.
+    """
+    if network.image_skip:
+        raise CheckpointError("network.image_skip=true has no official form: use --format safetensors")
+    if network.unshuffle not in (1, network.upscale):
+        raise CheckpointError(
+            f"network.unshuffle={network.unshuffle} with upscale={network.upscale} has no official form "
+            "(the reference unshuffles by the upscale factor): use --format safetensors"
+        )
+    state = full_state(network)
+    if network.unshuffle > 1:
+        return state
+    # The original test script reads params_ema for real-SR and falls back to the whole file, not to params.
+    return {"params_ema" if network.upsampler == "nearest+conv" else "params": state}
+
+
+def full_state(network: nn.Module) -> dict[str, Tensor]:
+    """The network's weights and, where it has them, the derived buffers, in the order of the official files."""
+    derived = network.derived_buffers() if isinstance(network, SwinIR) else {}
+    state: dict[str, Tensor] = {}
+    for key, value in network.state_dict().items():
+        block = key.removesuffix(".norm1.weight")
+        state |= {k: derived.pop(k) for k in [f"{block}.attn_mask"] if k in derived}
+        state[key] = value.contiguous()
+        index = key.removesuffix("_bias_table") + "_index"
+        state |= {k: derived.pop(k) for k in [index] if k in derived}
+    assert not derived, f"derived buffers without a place: {list(derived)}"
+    return state
+
+
+class Family(NamedTuple):
+    """How the files of one network are recognised and written."""
+
+    network: type[nn.Module]
+    recognise: Callable[[Shapes], tuple[Arguments, list[str]] | None]
+    write: Callable[[Any], dict[str, Any]]
+
+
+FAMILIES = {"swinir": Family(SwinIR, recognise_swinir, write_swinir)}
+
+
+def recognise(state: Mapping[str, Tensor]) -> Recognised:
+    """The family and constructor arguments of a bare state dict. Raises CheckpointError for one that no family knows."""
+    shapes = {key: tuple(value.shape) for key, value in state.items()}
+    for name, family in FAMILIES.items():
+        try:
+            found = family.recognise(shapes)
+        except (KeyError, IndexError, StopIteration) as error:
+            raise CheckpointError(
+                f"looks like {name}, but its configuration can't be read: at {error}, key missing or odd"
+            ) from error
+        if found:
+            return Recognised(name, *found)
+    raise CheckpointError(f"unknown network: its first keys are {first(list(state))}; families known: {', '.join(FAMILIES)}")
+
+
+def class_path(network: type[nn.Module]) -> str:
+    return f"{network.__module__}.{network.__name__}"
+
+
+def first(keys: list[str]) -> str:
+    return ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")

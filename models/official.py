@@ -1,0 +1,307 @@
+"""Official checkpoints: open them, recognise what they hold, load them into our networks and write them.
+
+    python -m models.official inspect FILE                              what is in a file
+    python -m models.official export runs/X --format official           what the reference programs read
+
+Which networks are known: models/families.py.
+"""
+
+import argparse
+import json
+import os
+import pickle
+import re
+import sys
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from models.families import FAMILIES, Arguments, CheckpointError, Recognised, class_path, first, full_state, recognise
+
+Which = Literal["ema", "network"]
+
+DERIVED = (".attn_mask", ".relative_position_index")  # endings of keys that follow from the configuration
+WRAPPERS = ("params_ema", "params", "state_dict", "model_state_dict")  # where official files keep a state dict
+OURS = {"ema.average.": "ema", "network.": "network"}  # where our training checkpoints keep one, under state_dict
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One opened file: its weights, the wrapper they were in, and the network's arguments if the file records them."""
+
+    path: Path
+    state: dict[str, Tensor]
+    wrapper: str
+    recorded: Arguments | None = None  # config["network"] of a training run, with _target_
+
+
+@dataclass(frozen=True)
+class Report:
+    """What loading did, by key. `widened` are matched keys whose float16 or bfloat16 values became wider, without loss."""
+
+    matched: list[str]
+    missing: list[str]
+    unexpected: list[str]
+    mismatched: list[str]  # "key: file float32 (3, 4), network float32 (3, 5)"
+    widened: list[str]
+
+    @property
+    def complete(self) -> bool:
+        return not (self.missing or self.unexpected or self.mismatched)
+
+    def __str__(self) -> str:
+        parts = [f"{len(self.matched)} keys match"]
+        for what in ("missing", "unexpected", "mismatched", "widened"):
+            if keys := getattr(self, what):
+                parts.append(f"{len(keys)} {what} ({first(keys)})")
+        return ", ".join(parts)
+
+
+def read(path: str | Path, which: Which | None = None) -> Checkpoint:
+    """The weights of a file or of a run folder (its checkpoints/last.ckpt), on the CPU and in the file's own dtype.
+
+    Args:   which: the running average or the network itself, where a file holds both; None prefers the average.
+    Raises: FileNotFoundError; CheckpointError for a file that is truncated, foreign, empty, without the weights that
+            `which` asks for, or a pickle that would run code. No code of the file is ever run.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "checkpoints" / "last.ckpt"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: give a checkpoint file, or a run folder with checkpoints/last.ckpt")
+    content, recorded = _open_safetensors(path) if path.suffix == ".safetensors" else _open_pickle(path)
+    state, wrapper = unwrap(content, which, str(path))
+    return Checkpoint(path, state, wrapper, recorded)
+
+
+def _open_safetensors(path: Path) -> tuple[object, Arguments | None]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            recorded = (file.metadata() or {}).get("network")
+            return {key: file.get_tensor(key) for key in file.keys()}, json.loads(recorded) if recorded else None  # noqa: SIM118
+    except (SafetensorError, ValueError) as error:
+        raise CheckpointError(f"{path} is truncated or no safetensors file ({error}): fetch or write it again") from error
+
+
+def _open_pickle(path: Path) -> tuple[object, Arguments | None]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except OSError:
+        raise
+    except Exception as error:  # damaged bytes raise nearly anything
+        if isinstance(error, pickle.UnpicklingError) and (code := re.search(r"GLOBAL ([\w.]+)", str(error))):
+            raise CheckpointError(
+                f"{path} is refused: as a pickle it would run code when opened (it calls for {code[1]}). If you trust its "
+                "source, re-save the bare state dict elsewhere with safetensors.torch.save_file, and give that file"
+            ) from None
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise CheckpointError(
+            f"{path} is truncated or not a checkpoint ({reason[:120]}): give a .ckpt, .pth, .pt or .safetensors file, "
+            "or fetch it again"
+        ) from error
+    config = content.get("config") if isinstance(content, Mapping) else None
+    recorded = config.get("network") if isinstance(config, Mapping) else None
+    return content, recorded if isinstance(recorded, dict) else None
+
+
+def unwrap(content: object, which: Which | None, where: str) -> tuple[dict[str, Tensor], str]:
+    """The bare state dict in whatever a checkpoint held, without `module.`, and the name of the wrapper."""
+    parts = _parts(content) if isinstance(content, Mapping) else []
+    if not any(isinstance(value, Tensor) for _, _, state in parts for value in state.values()):
+        raise CheckpointError(f"{where} holds no tensors: give a file with a state dict, bare or under {', '.join(WRAPPERS)}")
+    chosen = next((part for part in parts if which in (None, part[1])), None)
+    if chosen is None:
+        raise CheckpointError(f"{where} has no '{which}' weights, only: {', '.join(part[0] for part in parts)}")
+    wrapper, _, state = chosen
+    if strange := [str(k) for k, v in state.items() if not (isinstance(k, str) and isinstance(v, Tensor))]:
+        raise CheckpointError(f"{where}: {len(strange)} entries are no tensors ({first(strange)}): give the bare state dict")
+    for prefix in ("module.", "_orig_mod."):  # DataParallel, torch.compile
+        if all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+            wrapper = f"{wrapper}, {prefix}*"
+    return dict(state), wrapper
+
+
+def _parts(content: Mapping[Any, Any]) -> list[tuple[str, str, Mapping[Any, Any]]]:
+    """(wrapper, "ema" or "network", state dict) of everything in a file, the average first."""
+    trained = content.get("state_dict")
+    trained = trained if isinstance(trained, Mapping) else {}
+    ours = [
+        (f"state_dict, {prefix}*", kind, {k.removeprefix(prefix): v for k, v in trained.items() if str(k).startswith(prefix)})
+        for prefix, kind in OURS.items()
+    ]
+    wrapped = [
+        (w, "ema" if w == "params_ema" else "network", content[w]) for w in WRAPPERS if isinstance(content.get(w), Mapping)
+    ]
+    return [part for part in ours if part[2]] or wrapped or [("none: a bare state dict", "network", content)]
+
+
+def write(path: Path, save: Callable[[Path], None]) -> None:
+    """Let `save` write a temporary file beside path, flush it to the disk, and put it in place in one step."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def identify(checkpoint: Checkpoint) -> Recognised:
+    """As `recognise`, but the arguments that a file records itself come first. Only classes in FAMILIES are ever built."""
+    if checkpoint.recorded is None:
+        try:
+            return recognise(checkpoint.state)
+        except CheckpointError as error:
+            raise CheckpointError(f"{checkpoint.path}: {error}") from error
+    target = checkpoint.recorded.get("_target_")
+    names = [n for n, family in FAMILIES.items() if target == class_path(family.network)]
+    if not names:
+        raise CheckpointError(f"{checkpoint.path} records network {target!r}; families known: {', '.join(FAMILIES)}")
+    arguments = {key: value for key, value in checkpoint.recorded.items() if not key.startswith("_")}
+    return Recognised(names[0], arguments, recorded=True)
+
+
+def load_into(
+    network: nn.Module, source: str | Path | Mapping[str, Any], *, strict: bool = True, which: Which | None = None
+) -> Report:
+    """Put the weights of a file, a run folder or a state dict into a network; this is what `init.ckpt` does.
+
+    Tensors are copied whole: a shape that differs is never cut, and a dtype only ever widened (float16 to float32).
+    Keys that follow from the configuration (attention masks, position indices) count neither as missing nor unexpected.
+
+    Args:   strict: anything but a full match raises, before the network is touched; False loads what matches.
+    Raises: CheckpointError with the counts and first keys; also when nothing matches at all. And what `read` raises.
+    """
+    where = "the state dict" if isinstance(source, Mapping) else str(source)
+    loaded = unwrap(source, which, where)[0] if isinstance(source, Mapping) else read(source, which).state
+    state = {key: value for key, value in loaded.items() if not key.endswith(DERIVED)}
+    wanted = {key: value for key, value in network.state_dict().items() if not key.endswith(DERIVED)}
+    both = [key for key in wanted if key in state]
+    matched = [key for key in both if state[key].shape == wanted[key].shape and _widens(state[key].dtype, wanted[key].dtype)]
+    report = Report(
+        matched=matched,
+        missing=[key for key in wanted if key not in state],
+        unexpected=[key for key in state if key not in wanted],
+        mismatched=[f"{k}: file {_form(state[k])}, network {_form(wanted[k])}" for k in both if k not in set(matched)],
+        widened=[key for key in matched if state[key].dtype != wanted[key].dtype],
+    )
+    if not matched or (strict and not report.complete):
+        way_out = "init.strict=false loads what matches" if matched else "is it a file of another network?"
+        raise CheckpointError(f"{where} does not fit {type(network).__name__}: {report}; {way_out}")
+    network.load_state_dict({key: state[key] for key in matched}, strict=False)
+    return report
+
+
+def _form(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+
+
+def _widens(source: torch.dtype, target: torch.dtype) -> bool:
+    floats = source.is_floating_point and target.is_floating_point
+    return source == target or (floats and torch.promote_types(source, target) == target)
+
+
+def build(path: str | Path, which: Which | None = None) -> nn.Module:
+    """The network that a file holds, with its weights, in eval mode on the CPU."""
+    checkpoint = read(path, which)
+    return _build(checkpoint, identify(checkpoint))
+
+
+def _build(checkpoint: Checkpoint, found: Recognised) -> nn.Module:
+    try:
+        network = FAMILIES[found.family].network(**found.arguments)
+        load_into(network, checkpoint.state)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{checkpoint.path} does not give a {found.family} network: {error}") from error
+    return network.eval()
+
+
+def export(source: str | Path, output: Path, form: Literal["official", "safetensors"], which: Which | None = None) -> None:
+    """Write a checkpoint or run as the reference programs read it, or as safetensors that also record the arguments."""
+    checkpoint = read(source, which)
+    found = identify(checkpoint)
+    network = _build(checkpoint, found)
+    if form == "official":
+        content = FAMILIES[found.family].write(network)
+        write(output, lambda temporary: _save(content, temporary))
+    else:
+        record = {"_target_": class_path(type(network)), **found.arguments}
+        metadata = {"format": "pt", "network": json.dumps(record)}
+        write(output, lambda temporary: save_file(full_state(network), temporary, metadata))
+
+
+def _save(content: object, path: Path) -> None:
+    with path.open("wb") as file:  # given a path, torch.save would write the temporary name into the file
+        torch.save(content, file)
+
+
+def inspect(source: str) -> str:
+    """What a file holds, for people."""
+    checkpoint = read(source)
+    found = identify(checkpoint)
+    weights = [value for key, value in checkpoint.state.items() if not key.endswith(DERIVED)]
+    dtypes = sorted({str(value.dtype).removeprefix("torch.") for value in weights})
+    origin = "recorded in the file" if found.recorded else "recognised from keys and shapes"
+    lines = [
+        f"file        {checkpoint.path}",
+        f"wrapper     {checkpoint.wrapper}",
+        f"family      {found.family} ({class_path(FAMILIES[found.family].network)}), {origin}",
+        *(f"  {key:<16}{value!r}" for key, value in found.arguments.items()),
+        *(f"assumed     {note}" for note in found.assumed),
+        f"parameters  {sum(value.numel() for value in weights):,} in {len(weights)} tensors, "
+        f"and {len(checkpoint.state) - len(weights)} derived tensors",
+        f"dtype       {', '.join(dtypes)}",
+    ]
+    return "\n".join(lines)
+
+
+def default_output(source: Path, suffix: str) -> Path:
+    output = source / f"{source.resolve().name}{suffix}" if source.is_dir() else source.with_suffix(suffix)
+    if output.exists():
+        raise CheckpointError(f"{output} exists: name the file to write with --output")
+    return output
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see --help)\n")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = Parser(prog="python -m models.official", description="Inspect and export checkpoints.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    inspecting = commands.add_parser("inspect", help="say what a checkpoint holds")
+    exporting = commands.add_parser("export", help="write the form that other programs read")
+    for command in (inspecting, exporting):
+        command.add_argument("source", metavar="FILE", help="a .ckpt, .pth, .pt or .safetensors file, or a run folder")
+    exporting.add_argument("--format", choices=("official", "safetensors"), required=True)
+    exporting.add_argument("--output", type=Path, help="file to write; otherwise named after the source, never over a file")
+    exporting.add_argument("--which", choices=("ema", "network"), help="default: the average where there is one")
+    options = parser.parse_args(arguments)
+    try:
+        if options.command == "inspect":
+            print(inspect(options.source))
+            return
+        suffix = ".safetensors" if options.format == "safetensors" else ".pth"
+        if options.output and (options.output.suffix == ".safetensors") != (options.format == "safetensors"):
+            exporting.error(f"--output {options.output}: the name must end with {suffix} for --format {options.format}")
+        output = options.output or default_output(Path(options.source), suffix)
+        export(options.source, output, options.format, options.which)
+        print(f"wrote {output}")
+    except (OSError, RuntimeError, ValueError) as error:
+        sys.exit(f"{parser.prog}: {' '.join(str(error).split())}")
+
+
+if __name__ == "__main__":
+    main()
