@@ -1,0 +1,77 @@
+"""How each family of cases is run on our code: case -> {output name: full tensor}.
+
+Add a family by writing its function and its line in RUNNERS. Cases that no line covers are reported as skipped, by name.
+"""
+
+from collections.abc import Callable
+from fnmatch import fnmatch
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.swinir import SwinIR
+from tests.parity.cases import Case
+
+FIXED = {"qkv_bias": True, "ape": False, "patch_norm": True, "patch_size": 1}  # what SwinIR's files have in common
+
+
+def swinir_arguments(config: dict[str, Any]) -> dict[str, Any]:
+    """Ours from the reference's names: `sf` or `upscale`; `unshuffle` a truth value, with its factor beside it."""
+    config = dict(config)
+    for name, value in FIXED.items():
+        assert config.pop(name) == value, f"{name} is not {value}"
+    factor = config.pop("unshuffle_scale", 1)
+    config["unshuffle"] = factor if config.get("unshuffle") else 1
+    if "sf" in config:
+        config["upscale"] = config.pop("sf")
+    return config
+
+
+def swinir(case: Case) -> dict[str, Tensor]:
+    network = SwinIR(**swinir_arguments(case.facts["config"])).eval()
+    network.load_state_dict(case.weights, strict=True)
+    middle = [o["name"].removeprefix("mid.") for o in case.facts["outputs"] if o["name"].startswith("mid.")]
+    lq = case.input
+    produced = run_with_middle(network, lq, middle)
+    if case.name == "swinir/diffbir_ws8_padded":
+        # The reference returns its padding, we crop. So its whole image is compared with ours of the image it padded.
+        cropped, (height, width) = produced["out"], case.facts["outputs"][0]["full_shape"][-2:]
+        padded = F.pad(lq, (0, width - lq.shape[-1], 0, height - lq.shape[-2]), mode="reflect")
+        produced["out"] = run_with_middle(network, padded, [])["out"]
+        assert torch.equal(cropped, produced["out"][..., : lq.shape[-2], : lq.shape[-1]])
+    return produced
+
+
+def run_with_middle(network: nn.Module, lq: Tensor, middle: list[str]) -> dict[str, Tensor]:
+    """The output as "out" and those of the submodules as "mid.NAME". One that runs never, or twice, fails."""
+    produced: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+            assert name not in produced, f"{name} ran twice"
+            produced[name] = output.clone()
+
+        return hook
+
+    handles = [network.get_submodule(name).register_forward_hook(keep(f"mid.{name}")) for name in middle]
+    with torch.no_grad():
+        produced["out"] = network(lq)
+    for handle in handles:
+        handle.remove()
+    return produced
+
+
+RUNNERS: dict[str, Callable[[Case], dict[str, Tensor]]] = {  # pattern of FAMILY/NAME -> function; the first that fits
+    "swinir/*": swinir,
+}
+
+# Cases that are compared in another way than they were made, with what is not compared; reported by name.
+LESS: dict[str, str] = {
+    "swinir/diffbir_ws8_padded": "that a 124x62 image comes out as 128x64: ours is cropped to 124x62; all values are compared",
+}
+
+
+def runner_for(case: Case) -> Callable[[Case], dict[str, Tensor]] | None:
+    return next((run for pattern, run in RUNNERS.items() if fnmatch(case.name, pattern)), None)
