@@ -1,0 +1,44 @@
+"""Small real pictures in a folder, and a degradation that shows which parameters it was given."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+
+class Shade:
+    """Degradation that draws one number and multiplies by it."""
+
+    def sample(self, seed, position, size):
+        return {"shade": {"factor": np.random.default_rng([seed, position, *size]).random()}}
+
+    def apply(self, hq, parameters):
+        return hq * torch.tensor(parameters["shade"]["factor"], dtype=torch.float32)
+
+
+@pytest.fixture
+def shade():
+    return Shade()
+
+
+def textured(height, width, seed):
+    """(h, w, 3) uint8, every pixel its own."""
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def as_bytes(image, kind="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, format=kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Seven 24x20 pictures, img_0.png .. img_6.png."""
+    root = tmp_path / "faces"
+    root.mkdir()
+    for number in range(7):
+        Image.fromarray(textured(24, 20, number)).save(root / f"img_{number}.png")
+    return root

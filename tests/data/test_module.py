@@ -1,0 +1,239 @@
+"""The loaders of a run: order over workers, ranks and restarts; roots; the configs in conf/data."""
+
+import pickle
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from lightning import LightningModule, Trainer
+
+from data.images import UnreadableImage
+from data.module import FaceData
+from data.sources import ImageFolder
+
+CONF = Path(__file__).parents[2] / "conf"
+NAMES = sorted(path.stem for path in (CONF / "data").glob("*.yaml"))
+
+
+def face_data(root, degradation, **changes):
+    options = {
+        "val_root": None,
+        "source": partial(ImageFolder),
+        "expects": "A folder of test faces is expected.",
+        "size": 16,
+        "crop": "random",
+        "hflip_prob": 0.5,
+        "batch_size": 4,
+        "num_workers": 0,
+        "on_error": "raise",
+        "val_size": 16,
+        "val_images": 2,
+        "val_degradations": 2,
+        "val_batch_size": 1,
+        "seed": 3,
+        "val_seed": 0,
+    }
+    return FaceData(root=None if root is None else str(root), degradation=degradation, **(options | changes))
+
+
+def first(loader, count):
+    return list(islice(loader, count))
+
+
+def positions(batches):
+    return [batch["position"].tolist() for batch in batches]
+
+
+def assert_equal(ours, theirs):
+    assert len(ours) == len(theirs)
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_batch_contract(folder, shade):
+    (batch,) = first(face_data(folder, shade).train_dataloader(), 1)
+    assert {key: (tuple(value.shape), value.dtype) for key, value in batch.items()} == {
+        "lq": ((4, 3, 16, 16), torch.float32),
+        "hq": ((4, 3, 16, 16), torch.float32),
+        "position": ((4,), torch.int64),
+        "unreadable": ((4,), torch.int64),
+    }
+    assert 0 <= batch["lq"].min() <= batch["hq"].max() <= 1
+
+
+def test_workers_change_nothing(folder, shade):
+    none = first(face_data(folder, shade).train_dataloader(), 4)
+    assert positions(none) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15]]
+    assert_equal(none, first(face_data(folder, shade, num_workers=2).train_dataloader(), 4))
+
+
+def test_a_worker_names_the_unreadable_file(folder, shade):
+    (folder / "img_0.png").write_bytes(b"gone")
+    with pytest.raises(UnreadableImage, match=r"img_0\.png can't be read"):
+        first(face_data(folder, shade, num_workers=1, val_images=0).train_dataloader(), 4)
+
+
+def with_trainer(data, rank=0, world=1, global_step=0, accumulate=1):
+    data.trainer = SimpleNamespace(
+        global_rank=rank,
+        world_size=world,
+        global_step=global_step,
+        accumulate_grad_batches=accumulate,
+        strategy=SimpleNamespace(root_device=torch.device("cpu")),
+    )
+    return data
+
+
+def test_two_ranks_read_what_one_reads(folder, shade):
+    alone = first(face_data(folder, shade, batch_size=4).train_dataloader(), 3)
+    ranks = [
+        first(with_trainer(face_data(folder, shade, batch_size=2), rank=rank, world=2).train_dataloader(), 3) for rank in (0, 1)
+    ]
+    joined = [{key: torch.cat([left[key], right[key]]) for key in left} for left, right in zip(*ranks, strict=True)]
+    assert_equal(alone, joined)
+
+
+def test_validation_is_shared_out(folder, shade):
+    def validation(**where):
+        return positions(with_trainer(face_data(folder, shade), **where).val_dataloader())
+
+    assert validation() == [[0], [1], [2], [3]]
+    assert validation(rank=0, world=2) == [[0], [2]]
+    assert validation(rank=1, world=2) == [[1], [3]]
+
+
+def test_held_out_images_are_the_last_and_are_not_trained_on(folder, shade):
+    data = face_data(folder, shade)
+    assert [data.fixed.source.name(index) for index in range(2)] == [str(folder / f"img_{number}.png") for number in (5, 6)]
+    assert len(data.faces.source) == 5
+    assert data.faces.source.name(4) == str(folder / "img_4.png")
+
+
+def test_val_root(folder, shade):
+    data = face_data(folder, shade, val_root=str(folder))
+    assert (len(data.faces.source), len(data.fixed)) == (7, 14)
+
+
+def test_without_validation(folder, shade):
+    data = face_data(folder, shade, val_images=0)
+    assert data.val_dataloader() == []
+    assert len(data.faces.source) == 7
+
+
+def test_samples_are_counted_at_the_optimizer_step(folder, shade):
+    data = with_trainer(face_data(folder, shade, batch_size=4), world=2, global_step=10, accumulate=3)
+    data.load_state_dict({"samples": 240})
+    assert data.state_dict() == {"samples": 240}
+    assert positions(first(data.train_dataloader(), 1)) == [[240, 241, 242, 243]]
+    data.trainer.global_step = 12
+    assert data.state_dict() == {"samples": 240 + 2 * 4 * 2 * 3}
+    assert positions(first(data.train_dataloader(), 1))[0][0] == 288  # a loader made anew in mid-run
+
+
+class Recorder(LightningModule):
+    """Records which positions it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(()))
+        self.seen = []
+
+    def training_step(self, batch, batch_index):
+        self.seen += batch["position"].tolist()
+        return self.weight * batch["lq"].mean()
+
+    def validation_step(self, batch, batch_index):
+        raise AssertionError("there is nothing to validate on")
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers:")
+@pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*:")
+def test_a_run_that_is_stopped_and_resumed_reads_on(folder, shade, tmp_path):
+    def fit(steps, resume=None):
+        module = Recorder()
+        trainer = Trainer(
+            max_steps=steps,
+            accumulate_grad_batches=2,
+            accelerator="cpu",
+            devices=1,
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=tmp_path,
+            use_distributed_sampler=False,
+            enable_checkpointing=False,
+        )
+        trainer.fit(module, datamodule=face_data(folder, shade, val_images=0), ckpt_path=resume, weights_only=resume and True)
+        trainer.save_checkpoint(tmp_path / f"step_{steps}.ckpt")
+        return module
+
+    begun, whole = fit(3), fit(6)
+    rest = fit(6, tmp_path / "step_3.ckpt")
+    assert whole.seen == list(range(48))
+    assert begun.seen + rest.seen == whole.seen
+    assert torch.equal(rest.weight, whole.weight)
+
+
+def test_everything_can_travel_to_a_spawned_worker(folder, shade):
+    data = face_data(folder, None)
+    assert len(pickle.loads(pickle.dumps(data.fixed))) == len(data.fixed)
+    assert pickle.loads(pickle.dumps(data.faces)).size == 16
+
+
+# roots
+
+
+def test_root_is_asked_for(shade):
+    with pytest.raises(ValueError, match=r"data\.root is not set: A folder of test faces .*\. Give it as data\.root=DIR"):
+        face_data(None, shade)
+
+
+def test_wrong_roots_name_their_key(folder, shade, tmp_path):
+    with pytest.raises(ValueError, match=r"data\.root: .*/nowhere does not exist.*A folder of test faces is expected"):
+        face_data(tmp_path / "nowhere", shade)
+    with pytest.raises(ValueError, match=r"data\.val_root: .*/nowhere does not exist"):
+        face_data(folder, shade, val_root=str(tmp_path / "nowhere"))
+
+
+def test_nothing_left_to_train_on(folder, shade):
+    with pytest.raises(ValueError, match=r"data\.val_images=7 leaves nothing .* holds 7 images; hold out 6 at most"):
+        face_data(folder, shade, val_images=7)
+
+
+# configs
+
+
+def composed(name, *overrides):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(overrides=["+degradation=demo", f"+data={name}", "+seed=1", "data.num_workers=0", *overrides]).data
+
+
+def test_all_configs_are_seen():
+    assert {"demo", "ffhq", "folder"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", ["ffhq", "folder"])
+def test_folder_configs(name, folder):
+    with pytest.raises(Exception, match=r"data\.root is not set: A folder"):
+        instantiate(composed(name), _convert_="all")
+    small = composed(name, f"data.root={folder}", "data.size=16", "data.val_images=2")
+    data = instantiate(small, _convert_="all")
+    assert first(data.train_dataloader(), 1)[0]["lq"].shape == (6, 3, 16, 16)
+    assert next(iter(data.val_dataloader()))["hq"].shape == (1, 3, 16, 16)
+
+
+def test_demo_config():
+    data = instantiate(composed("demo"), _convert_="all")
+    assert first(data.train_dataloader(), 1)[0]["lq"].shape == (8, 3, 64, 64)
+    validation = list(data.val_dataloader())
+    assert len(validation) == 8
+    assert validation[0]["lq"].shape == (1, 3, 256, 256)
