@@ -98,9 +98,7 @@ def _img_size(shapes: Shapes, window_size: int, any_shift: bool) -> tuple[int, l
     if any_shift and any(key.endswith(".relative_position_index") for key in shapes):
         # The reference writes both derived keys, but no mask when img_size <= window_size: then it never shifts.
         return window_size, []
-    return 64, [
-        "img_size=64: the file has no derived keys that tell; every official file but the JPEG and denoising ones has 64"
-    ]
+    return 64, ["img_size=64: the file has no derived keys that tell; 64 is the size in most official files"]
 
 
 def write_swinir(network: SwinIR) -> dict[str, Any]:
