@@ -149,7 +149,7 @@ class Recorder(LightningModule):
         return self.weight * batch["lq"].mean()
 
     def validation_step(self, batch, batch_index):
-        raise AssertionError("there is nothing to validate on")
+        assert batch["hq"].shape == (1, 3, 16, 16)
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1)
@@ -171,8 +171,10 @@ def test_a_run_that_is_stopped_and_resumed_reads_on(folder, shade, tmp_path):
             default_root_dir=tmp_path,
             use_distributed_sampler=False,
             enable_checkpointing=False,
+            check_val_every_n_epoch=None,
+            val_check_interval=4,
         )
-        trainer.fit(module, datamodule=face_data(folder, shade, val_images=0), ckpt_path=resume, weights_only=resume and True)
+        trainer.fit(module, datamodule=face_data(folder, shade), ckpt_path=resume, weights_only=resume and True)
         trainer.save_checkpoint(tmp_path / f"step_{steps}.ckpt")
         return module
 
