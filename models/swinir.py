@@ -4,7 +4,7 @@ Keys are those of JingyunLiang/SwinIR models/network_swinir.py and XPixelGroup/D
 Letters in shapes: b batch, c channels, h/w height and width of the feature map, n = window_size ** 2 tokens in a window.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +44,8 @@ class SwinIR(nn.Module):
     Raises: ValueError for a combination that no forward could run.
     """
 
+    mean: Tensor
+
     def __init__(
         self,
         *,
@@ -65,7 +67,9 @@ class SwinIR(nn.Module):
     ) -> None:
         super().__init__()
         if len(depths) != len(num_heads):
-            raise ValueError(f"network.depths={depths} and network.num_heads={num_heads} differ in length: give each group both")
+            raise ValueError(
+                f"network.depths={depths} and network.num_heads={num_heads} differ in length: give each group both"
+            )
         if wrong := [heads for heads in num_heads if embed_dim % heads]:
             raise ValueError(f"network.num_heads={num_heads}: {wrong[0]} does not divide network.embed_dim={embed_dim}")
         if image_skip and upscale != unshuffle:
@@ -98,8 +102,9 @@ class SwinIR(nn.Module):
         self.apply(_initialise)
         if image_skip:
             last = self.upsample[0] if upsampler == "pixelshuffledirect" else self.conv_last
+            assert isinstance(last, nn.Conv2d)
             nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+            nn.init.zeros_(last.bias)  # type: ignore[arg-type]
         self.register_load_state_dict_pre_hook(_drop_derived_keys)
 
     def _build_head(self, embed_dim: int, out_chans: int, upsampler: str) -> None:
@@ -157,10 +162,11 @@ class SwinIR(nn.Module):
     def body(self, features: Tensor) -> Tensor:
         """All residual groups, on (b, c, h, w) with h and w multiples of window_size; same shape out."""
         h, w = features.shape[-2:]
-        tokens = self.patch_embed["norm"](features.flatten(2).transpose(1, 2))
-        mask = shift_mask(h, w, self.window_size, self.shift, like=tokens) if self.shift else None
+        # Contiguous once: the convolutions and norms below keep the layout, where a transposed one is copied in each block.
+        tokens = self.patch_embed["norm"](features.flatten(2).transpose(1, 2).contiguous())
+        shifted = shift_windows(h, w, self.window_size, self.shift, tokens.device) if self.shift else None
         for group in self.layers:
-            tokens = group(tokens, (h, w), mask, self.gradient_checkpointing and self.training)
+            tokens = group(tokens, (h, w), shifted, self.gradient_checkpointing and self.training)
         return self.norm(tokens).transpose(1, 2).unflatten(2, (h, w))
 
     def head(self, features: Tensor) -> Tensor:
@@ -169,11 +175,13 @@ class SwinIR(nn.Module):
             return self.conv_last(features)
         if self.upsampler == "pixelshuffledirect":
             return self.upsample(features)
-        x = self.conv_before_upsample(features)
+        # Few channels on many pixels: convolutions are up to twice as fast with channels last.
+        x = self.conv_before_upsample(features.contiguous(memory_format=torch.channels_last))
         if self.upsampler == "pixelshuffle":
             return self.conv_last(self.upsample(x))
         for i in range(1, self.upscale.bit_length()):
             convolution = self.get_submodule(f"conv_up{i}")
+            assert isinstance(convolution, nn.Conv2d)
             x = F.leaky_relu(nearest_up_convolution(x, convolution.weight, convolution.bias), 0.2, inplace=True)
         return self.conv_last(F.leaky_relu(self.conv_hr(x), 0.2, inplace=True))
 
@@ -203,14 +211,17 @@ class ResidualGroup(nn.Module):
         blocks = nn.ModuleList(
             Block(dim, heads, window, shift if i % 2 else 0, mlp_ratio, rate) for i, rate in enumerate(drop_path)
         )
+        self.window = window
         self.residual_group = nn.ModuleDict({"blocks": blocks})
         self.conv = group_convolution(dim, connection)
 
-    def forward(self, tokens: Tensor, size: tuple[int, int], mask: Tensor | None, recompute: bool) -> Tensor:
-        x = tokens
+    def forward(self, tokens: Tensor, size: tuple[int, int], shifted: "Shift | None", recompute: bool) -> Tensor:
+        """Args: tokens: (b, h * w, c) in row order; size: (h, w), multiples of window; shifted: of `shift_windows`."""
+        # All but the convolution treats a token or a window at a time, so the tokens stay in window order in between.
+        x = to_windows(tokens.unflatten(1, size), self.window)
         for block in self.residual_group["blocks"]:  # type: ignore[attr-defined]
-            x = checkpoint(block, x, size, mask, use_reentrant=False) if recompute else block(x, size, mask)
-        x = self.conv(x.transpose(1, 2).unflatten(2, size))
+            x = checkpoint(block, x, shifted, use_reentrant=False) if recompute else block(x, shifted)
+        x = self.conv(from_windows(x, self.window, size).permute(0, 3, 1, 2))
         return x.flatten(2).transpose(1, 2) + tokens
 
 
@@ -226,27 +237,30 @@ class Block(nn.Module):
         hidden = int(dim * mlp_ratio)
         self.mlp = nn.ModuleDict({"fc1": nn.Linear(dim, hidden), "fc2": nn.Linear(hidden, dim)})
 
-    def forward(self, tokens: Tensor, size: tuple[int, int], mask: Tensor | None) -> Tensor:
-        """Args: tokens: (b, h * w, c); size: (h, w), multiples of window; mask: (windows, n, n) of `shift_mask`."""
-        x = self.norm1(tokens).unflatten(1, size)
-        if self.shift:
-            x = x.roll((-self.shift, -self.shift), dims=(1, 2))
-        x = from_windows(self.attn(to_windows(x, self.window), mask if self.shift else None), self.window, size)
-        if self.shift:
-            x = x.roll((self.shift, self.shift), dims=(1, 2))
-        tokens = tokens + self._drop(x.flatten(1, 2))
-        return tokens + self._drop(self.mlp["fc2"](F.gelu(self.mlp["fc1"](self.norm2(tokens)))))
+    def forward(self, windows: Tensor, shifted: "Shift | None") -> Tensor:
+        """Args: windows: (b, windows, n, c) of the map that is not shifted; shifted: of `shift_windows`. Same shape out."""
+        x = self.norm1(windows)
+        if self.shift and shifted is not None:
+            x = Reorder.apply(x.flatten(1, 2), shifted.order, shifted.back).view_as(windows)
+            x = self.attn(x, shifted.mask)
+            x = Reorder.apply(x.flatten(1, 2), shifted.back, shifted.order).view_as(windows)
+        else:
+            x = self.attn(x, None)
+        x = windows + self._drop(x)
+        return x + self._drop(self.mlp["fc2"](F.gelu(self.mlp["fc1"](self.norm2(x)))))
 
     def _drop(self, branch: Tensor) -> Tensor:
         """Stochastic depth: the whole branch of a sample is dropped with probability drop_path, else scaled up."""
         if not self.training or self.drop_path == 0:
             return branch
         keep = 1 - self.drop_path
-        return branch * branch.new_empty(branch.shape[0], 1, 1).bernoulli_(keep).div_(keep)
+        return branch * branch.new_empty(branch.shape[0], 1, 1, 1).bernoulli_(keep).div_(keep)
 
 
 class WindowAttention(nn.Module):
     """Multi-head attention in each window with a learned bias by relative position (Liu et al. 2021, eq. 4)."""
+
+    position: Tensor
 
     def __init__(self, dim: int, heads: int, window: int) -> None:
         super().__init__()
@@ -261,9 +275,9 @@ class WindowAttention(nn.Module):
         """Args:    windows: (b, windows, n, c); mask: (windows, n, n), 0 or -100, added to the scores; None is no shift.
         Returns: (b, windows, n, c)."""
         b, count, n, c = windows.shape
-        bias = self.relative_position_bias_table[self.position].view(1, n, n, self.heads).permute(0, 3, 1, 2)
+        bias = self.relative_position_bias_table.t()[:, self.position].view(1, self.heads, n, n)
         if mask is not None:
-            bias = bias + mask.unsqueeze(1)
+            bias = bias + mask.to(bias.dtype).unsqueeze(1)
             bias = bias if b == 1 else bias.repeat(b, 1, 1, 1)
         # Heads padded with zeros to a multiple of 8 change no score and no output, and let fused kernels take them.
         pad = -self.head_dim % 8
@@ -273,7 +287,38 @@ class WindowAttention(nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         bias = bias.to(q.dtype).expand(b * count, -1, -1, -1)
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.head_dim**-0.5)
-        return self.proj(x[..., : self.head_dim].transpose(1, 2).reshape(b, count, n, c))
+        weight = F.pad(self.proj.weight.view(c, self.heads, self.head_dim), (0, pad)).flatten(1)
+        return F.linear(x.transpose(1, 2).reshape(b, count, n, -1), weight, self.proj.bias)
+
+
+class Shift(NamedTuple):
+    """How the windows of the shifted map relate to those of the map itself; positions count tokens in window order."""
+
+    order: Tensor  # (h * w,) where each token of the shifted windows stands in the windows that are not shifted
+    back: Tensor  # (h * w,) the inverse
+    mask: Tensor  # (windows, n, n) of `shift_mask`
+
+
+def shift_windows(h: int, w: int, window: int, shift: int, device: torch.device) -> Shift:
+    rows = torch.arange(h * w, device=device).view(1, h, w, 1)
+    plain = to_windows(rows, window).flatten()
+    moved = to_windows(rows.roll((-shift, -shift), dims=(1, 2)), window).flatten()
+    order = plain.argsort()[moved]
+    return Shift(order, order.argsort(), shift_mask(h, w, window, shift, device))
+
+
+class Reorder(torch.autograd.Function):
+    """x[:, order] for a permutation; the gradient is x[:, inverse], not the slow scattered sum of index_select."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse)
+        return x.index_select(1, order)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (inverse,) = ctx.saved_tensors
+        return gradient.index_select(1, inverse), None, None
 
 
 def to_windows(x: Tensor, window: int) -> Tensor:
@@ -298,14 +343,12 @@ def relative_position_index(window: int) -> Tensor:
     return (dy + window - 1) * (2 * window - 1) + dx + window - 1
 
 
-def shift_mask(h: int, w: int, window: int, shift: int, like: Tensor | None = None) -> Tensor:
+def shift_mask(h: int, w: int, window: int, shift: int, device: torch.device | None = None) -> Tensor:
     """(windows, n, n): -100 between tokens that are neighbours only because the map was rolled by shift, else 0."""
-    device = None if like is None else like.device
-    dtype = torch.float32 if like is None else like.dtype
     rows = _region(h, window, shift, device)
     columns = _region(w, window, shift, device)
     region = to_windows((3 * rows[:, None] + columns[None])[None, :, :, None], window)[0, :, :, 0]
-    return (region[:, :, None] != region[:, None, :]).to(dtype) * MASKED
+    return (region[:, :, None] != region[:, None, :]).float() * MASKED
 
 
 def _region(length: int, window: int, shift: int, device: torch.device | None) -> Tensor:
@@ -328,18 +371,15 @@ def group_convolution(dim: int, connection: str) -> nn.Module:
     )
 
 
-def nearest_up_convolution(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def nearest_up_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """conv2d(nearest x2 of x, weight, bias, padding=1), (b, c, h, w) to (b, o, 2h, 2w), in 4/9 of the multiplications.
 
-    An output pixel sees only 2x2 different inputs, so the 3x3 taps that fall on the same input are summed first; the
-    2x2 kernel depends on the parity (row, column) of the output pixel.
+    Both together are one transposed convolution of stride 2: an output pixel sees only 2x2 different inputs, so the 3x3
+    taps that fall on the same input are summed first.
     """
-    (b, _, h, w), out = x.shape, weight.shape[0]
-    taps = weight.new_tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])  # (parity, input, tap)
-    kernels = torch.einsum("piy,qjx,ocyx->pqocij", taps, taps, weight).reshape(4 * out, -1, 2, 2)
-    parts = F.conv2d(x, kernels, bias.repeat(4), padding=1).unflatten(1, (2, 2, out))
-    rows = [torch.stack([parts[:, p, q, :, p : p + h, q : q + w] for q in (0, 1)], dim=-1) for p in (0, 1)]
-    return torch.stack(rows, dim=-3).reshape(b, out, 2 * h, 2 * w)
+    taps = weight.new_tensor([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]])  # (row or column of the new kernel, 3x3 tap)
+    kernel = torch.einsum("iy,jx,ocyx->coij", taps, taps, weight)
+    return F.conv_transpose2d(x, kernel, bias, stride=2, padding=1)
 
 
 def shuffle_up(channels_in: int, channels_out: int, factor: int) -> nn.Sequential:
