@@ -66,6 +66,7 @@ class FaceDataset(Dataset[Sample]):
              hflip_prob: HQ and LQ are mirrored together, before the degradation.
              on_error: skip: the next readable image of the order stands in for an unreadable one, under the position's own
                  draws, and is counted; raise: stop. An image below size is an error with both.
+             keep_decoded: decoded images stay in memory (of each worker): for a few images that are read again and again.
     """
 
     def __init__(
@@ -78,8 +79,10 @@ class FaceDataset(Dataset[Sample]):
         hflip_prob: float,
         seed: int,
         on_error: Literal["raise", "skip"],
+        keep_decoded: bool,
     ) -> None:
         self.source = source
+        self.decoded: dict[int, np.ndarray] | None = {} if keep_decoded else None
         self.degradation = degradation
         self.size = size
         self.crop = crop
@@ -107,11 +110,18 @@ class FaceDataset(Dataset[Sample]):
         for passed_over in range(2 * count):  # any stretch of 2 * count positions holds a whole pass
             index = image_at(position + passed_over, count, self.seed)
             try:
-                return read_image(self.source, index), self.source.name(index), passed_over
+                return self._read(index), self.source.name(index), passed_over
             except UnreadableImage:
                 if self.on_error == "raise":
                     raise
         raise UnreadableImage(f"none of the {count} images can be read, the first is {self.source.name(0)}: check data.root")
+
+    def _read(self, index: int) -> np.ndarray:
+        if self.decoded is None:
+            return read_image(self.source, index)
+        if index not in self.decoded:
+            self.decoded[index] = read_image(self.source, index)
+        return self.decoded[index]
 
 
 class FixedFaces(Dataset[Sample]):

@@ -30,7 +30,7 @@ class FaceData(LightningDataModule):
              val_root: of the validation images; None holds out the last val_images of root.
              source: makes a Source of a root.
              expects: one sentence for the message when a root is missing: which folder it should be, and where it comes from.
-             size, crop, hflip_prob, seed, on_error: see FaceDataset.
+             size, crop, hflip_prob, seed, on_error, keep_decoded: see FaceDataset.
              batch_size: samples a step and device.
              num_workers: processes a loader, 0 reads in the training process.
              val_size: side of the validation images in pixels; None leaves them as they are (then val_batch_size is 1, unless
@@ -55,6 +55,7 @@ class FaceData(LightningDataModule):
         batch_size: Annotated[int, Ge(1)],
         num_workers: Annotated[int, Ge(0)],
         on_error: Literal["raise", "skip"],
+        keep_decoded: bool,
         val_size: Annotated[int, Ge(1)] | None,
         val_images: Annotated[int, Ge(0)],
         val_degradations: Annotated[int, Ge(1)],
@@ -69,7 +70,14 @@ class FaceData(LightningDataModule):
         self.batch_size, self.val_batch_size, self.num_workers = batch_size, val_batch_size, num_workers
         train, val = self._sources(root, val_root, val_images)
         self.faces = FaceDataset(
-            source=train, degradation=degradation, size=size, crop=crop, hflip_prob=hflip_prob, seed=seed, on_error=on_error
+            source=train,
+            degradation=degradation,
+            size=size,
+            crop=crop,
+            hflip_prob=hflip_prob,
+            seed=seed,
+            on_error=on_error,
+            keep_decoded=keep_decoded,
         )
         self.fixed = FixedFaces(
             source=val, degradation=degradation, degradations_per_image=val_degradations, size=val_size, seed=val_seed

@@ -35,11 +35,13 @@ def _run(config: DictConfig) -> None:
         checked = check(config)
     except ConfigError as error:
         fail(str(error))
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
     from train.run import run
 
     try:
         run(checked)
-    except (OSError, ValueError, KeyError, FloatingPointError) as error:
+    except (OSError, ValueError, KeyError, FloatingPointError, MisconfigurationException) as error:
         if os.environ.get("FACEWRIGHT_TRACEBACK"):
             traceback.print_exc()
         fail(str(error.args[0]) if isinstance(error, KeyError) else str(error))
@@ -64,8 +66,8 @@ def help_text() -> str:
         "python train.py experiment=NAME [KEY=VALUE …]   a few lines that differ from a recipe; experiment=demo needs nothing",
         "python train.py -m … optimizer.lr=1e-4,5e-5      a sweep      python train.py … --cfg job   the configuration",
         "",
-        "Keys most often set: name, seed, resume=auto|never|PATH, init.ckpt, optimizer.lr, data.root, data.batch_size (a device),",
-        "data.num_workers, trainer.max_steps, trainer.devices, trainer.val_check_interval, checkpoint.every_n_steps,",
+        "Keys most often set: name, seed, resume=auto|never|PATH, init.ckpt, optimizer.lr, data.root, data.num_workers,",
+        "data.batch_size (a device), trainer.max_steps, trainer.devices, trainer.val_check_interval, checkpoint.every_n_steps,",
         "network.*, loss.terms.*, degradation.*",
     ]
     for group in LISTED:

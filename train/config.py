@@ -100,11 +100,15 @@ def check(config: DictConfig) -> Node:
 
 
 def nearest(wrong: str, valid: list[str]) -> str:
-    """`, did you mean X?` for the valid dotted key most like the wrong one, or an empty string."""
-    match = difflib.get_close_matches(wrong, valid, n=1, cutoff=0.6)
-    if not match:  # a right name in a wrong place: trainer.lr for optimizer.lr
-        last = wrong.rpartition(".")[2]
-        match = [key for key in valid if key.rpartition(".")[2] == last][:1]
+    """`; did you mean X?` for the valid dotted key that was most likely meant, or an empty string.
+
+    A sibling spelled like it, else the same name in another place (trainer.lr: optimizer.lr), else what reads most alike.
+    """
+    parent, _, last = wrong.rpartition(".")
+    siblings = {name: key for key in valid for above, _, name in [key.rpartition(".")] if above == parent}
+    match = [siblings[name] for name in difflib.get_close_matches(last, siblings, n=1, cutoff=0.7)]
+    match = match or [key for key in valid if key.rpartition(".")[2] == last]
+    match = match or difflib.get_close_matches(wrong, valid, n=1, cutoff=0.6)
     return f"; did you mean {match[0]}?" if match else ""
 
 
@@ -154,7 +158,7 @@ def _check_node(path: str, node: Node, raw: Any, valid: list[str]) -> Iterator[s
             continue
         if parameters and key not in parameters:
             known = [other for other in valid if other != full and not other.startswith(f"{full}.")]
-            yield f"{full}={value!r}: {node['_target_']} has no {key}{nearest(full, _drop_unknown(known, path, parameters))}"
+            yield f"{full}={value!r}: {node['_target_']} has no {key}{nearest(full, known)}"
         elif isinstance(raw, dict) and isinstance(raw.get(key), str) and isinstance(value, dict | list):
             continue  # an interpolation of a whole node, which is checked in its own place
         else:
@@ -215,8 +219,3 @@ def _hints(target: Any) -> dict[str, Any]:
         return get_type_hints(target.__init__ if inspect.isclass(target) else target, include_extras=True)
     except (NameError, TypeError):
         return {}
-
-
-def _drop_unknown(valid: list[str], path: str, parameters: dict[str, inspect.Parameter]) -> list[str]:
-    """Siblings first: the key was most likely meant for the node it was written in."""
-    return [*(f"{path}.{name}" for name in parameters), *valid]

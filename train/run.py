@@ -1,7 +1,9 @@
 """One training run: build data, task and trainer from a checked configuration, fit, and leave a summary."""
 
 import json
+import logging
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import lightning as L
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 
 from models import official
@@ -27,6 +29,7 @@ def run(config: dict[str, Any]) -> None:
 
     Raises: OSError, ValueError, KeyError or FloatingPointError with a message meant for the person who typed the command.
     """
+    quieten()
     directory = RUNS / config["name"]
     checkpoint = choose_checkpoint(config, directory)
     L.seed_everything(config["seed"], verbose=False)
@@ -37,7 +40,7 @@ def run(config: dict[str, Any]) -> None:
     task.config = config
     if config["init"]["ckpt"] and checkpoint is None:
         report = official.load_into(task.network, config["init"]["ckpt"], strict=config["init"]["strict"])
-        rank_zero_info(f"init.ckpt={config['init']['ckpt']}: {report}")
+        say(f"init.ckpt={config['init']['ckpt']}: {report}")
         if task.ema:
             task.ema.average.load_state_dict(task.network.state_dict())
     if checkpoint is not None and finished(checkpoint, config, directory):
@@ -49,6 +52,23 @@ def run(config: dict[str, Any]) -> None:
     if task.validated_step != trainer.global_step:
         trainer.validate(task, datamodule=data, verbose=False)
     write_summary(task, trainer, directory)
+
+
+def quieten() -> None:
+    """Leaves out what Lightning says about choices that were made on purpose, and its advertisements."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in (
+        r"Found \d+ module\(s\) in eval mode",  # the EMA
+        r".*does not have many workers",  # data.num_workers is the user's
+        r".*treespec, LeafSpec.*",  # between Lightning and torch
+        r"You're resuming from a checkpoint that ended before the epoch ended",  # the order goes on at the right sample
+    ):
+        warnings.filterwarnings("ignore", message)
+
+
+@rank_zero_only
+def say(text: str) -> None:
+    print(text, flush=True)
 
 
 def build(node: dict[str, Any]) -> Any:
@@ -106,14 +126,14 @@ def set_aside(directory: Path) -> None:
     while (aside := directory.with_name(f"{directory.name}.old{number}")).exists():
         number += 1
     os.rename(directory, aside)
-    print(f"resume=never: the run before is kept as {aside}")
+    say(f"resume=never: the run before is kept as {aside}")
 
 
 def finished(checkpoint: Path, config: dict[str, Any], directory: Path) -> bool:
     step = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"]
     if step < config["trainer"]["max_steps"]:
         return False
-    rank_zero_info(
+    say(
         f"{directory} is finished: {step} of trainer.max_steps={config['trainer']['max_steps']} updates are done. "
         "Raise trainer.max_steps to go on, or start over with resume=never or another name=…"
     )
@@ -128,7 +148,7 @@ def make_trainer(config: dict[str, Any], directory: Path) -> L.Trainer:
     return build({**settings, "val_check_interval": interval, "_partial_": True})(
         default_root_dir=directory,
         logger=loggers,
-        callbacks=[build(config["checkpoint"]), Progress()],
+        callbacks=[build(config["checkpoint"]), *([Progress()] if settings["enable_progress_bar"] else [])],
         max_epochs=-1,
         check_val_every_n_epoch=None,  # a run is one endless epoch
         num_sanity_val_steps=0,
@@ -142,7 +162,7 @@ def announce(config: dict[str, Any], task: RestorationTask, trainer: L.Trainer, 
     """What is about to run, in two lines."""
     batch, accumulate = config["data"]["batch_size"], trainer.accumulate_grad_batches
     parameters = sum(p.numel() for p in task.network.parameters()) / 1e6
-    rank_zero_info(
+    say(
         f"{config['name']}: {type(task.network).__name__} of {parameters:.2f} M parameters on {trainer.world_size} x "
         f"{trainer.accelerator.name()}, {trainer.precision}; "
         f"effective batch {batch * trainer.world_size * accumulate} = {batch} a device x {trainer.world_size} devices x "
@@ -151,7 +171,7 @@ def announce(config: dict[str, Any], task: RestorationTask, trainer: L.Trainer, 
         f"writes to {trainer.default_root_dir}"
     )
     if task.validation.lpips is None:
-        rank_zero_info(f"validation goes without LPIPS: {task.validation.lpips_missing}")
+        say(f"validation goes without LPIPS: {task.validation.lpips_missing}")
 
 
 @rank_zero_only
@@ -177,14 +197,14 @@ def write_summary(task: RestorationTask, trainer: L.Trainer, directory: Path) ->
     summary = {"step": trainer.global_step, "val": values, "unreadable_files": task.unreadable}
     (directory / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     draw_curves(directory)
-    print(
+    say(
         f"\n{directory} after {trainer.global_step} updates: "
         f"PSNR {values['psnr']:.2f} dB (LQ {values['psnr_lq']:.2f}), SSIM {values['ssim']:.4f} (LQ {values['ssim_lq']:.4f})"
     )
     for path in ("config.yaml", "metrics.csv", "curves.png", "summary.json", "checkpoints/last.ckpt"):
-        print(f"  {directory / path}")
+        say(f"  {directory / path}")
     pictures = sorted((directory / "samples").glob("step_*.png"))
     if pictures:
-        print(f"  {pictures[-1]}   (LQ | restored | HQ; {len(pictures)} pictures there)")
+        say(f"  {pictures[-1]}   (LQ | restored | HQ; {len(pictures)} pictures there)")
     for logger in trainer.loggers[1:]:
-        print(f"  {logger.log_dir or logger.save_dir}   ({type(logger).__name__})")
+        say(f"  {logger.log_dir or logger.save_dir}   ({type(logger).__name__})")

@@ -1,0 +1,114 @@
+"""Mistakes that people make in a configuration; every one is refused before data is read, and the nearest key is named."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Cli = Callable[..., tuple[int, str]]
+
+MISTAKES = [
+    # what was typed, what the message must hold
+    ("optimizer.lrr=1e-4", "did you mean optimizer.lr?"),
+    ("+optimizer.lrr=1e-4", "did you mean optimizer.lr?"),
+    ("++optimizer.lrr=1e-4", "did you mean optimizer.lr?"),
+    ("optimzer.lr=1e-4", "did you mean optimizer.lr?"),
+    ("+optimzer.lr=1e-4", "did you mean optimizer?"),
+    ("+modle.lr=1", "did you mean model?"),
+    ("modle=swinir_ffhq", "did you mean model?"),
+    ("model=swinr_ffhq", "did you mean swinir_ffhq?"),
+    ("loss=mes", "did you mean mse?"),
+    ("network.embed_dims=60", "did you mean network.embed_dim?"),
+    ("+trainer.lr=1e-4", "did you mean optimizer.lr?"),
+    ("trainer.max_step=100", "did you mean trainer.max_steps?"),
+    ("++trainer.devces=2", "did you mean trainer.devices?"),
+    ("loss.terms.charbonnier.wieght=2", "did you mean loss.terms.charbonnier.weight?"),
+    ("degradation.operators.blur.sgima_px=[0.1,1]", "did you mean degradation.operators.blur.sigma_px?"),
+    ("init.cpkt=weights.pth", "did you mean init.ckpt?"),
+    ("+init.cpkt=weights.pth", "init={'ckpt': None, 'strict': True, 'cpkt': 'weights.pth'}: Extra inputs are not permitted"),
+    ("+loss.terms.ssim.weight=1", "loss.terms.ssim={'weight': 1} has no _target_"),
+    ("network.embed_dim=big", "network.embed_dim='big': Input should be a valid integer"),
+    ("network.depths=6", "network.depths=6: Input should be a valid array"),
+    ("network.mlp_ratio=-1", "network.mlp_ratio=-1: Input should be greater than 0"),
+    ("network.upsampler=bicubic", "network.upsampler='bicubic': Input should be 'nearest+conv', 'pixelshuffle'"),
+    ("network._target_=models.swinir.Swin", "network._target_='models.swinir.Swin' can't be imported"),
+    ("optimizer.lr=-1e-4", "optimizer.lr=-0.0001: Input should be greater than 0"),
+    ("optimizer.lr=fast", "optimizer.lr='fast': Input should be a valid number"),
+    ("optimizer.betas=[0.9,1.5]", "Input should be less than 1"),
+    ("data.batch_size=0", "data.batch_size=0: Input should be greater than or equal to 1"),
+    ("data.batch_size=6.5", "data.batch_size=6.5: Input should be a valid integer"),
+    ("data.crop=middle", "data.crop='middle': Input should be 'center' or 'random'"),
+    ("data.hflip_prob=1.5", "data.hflip_prob=1.5: Input should be less than or equal to 1"),
+    ("data.root=7", "data.root=7: Input should be a valid string"),
+    ("trainer.max_steps=0", "trainer.max_steps=0: Input should be greater than or equal to 1"),
+    ("trainer.val_check_interval=0.5", "trainer.val_check_interval=0.5: Input should be a valid integer"),
+    ("loss.terms.charbonnier.weight=-1", "loss.terms.charbonnier.weight=-1: Input should be greater than or equal to 0"),
+    ("degradation.operators.blur.sigma_px=[12]", "degradation.operators.blur.sigma_px=[12]: "),
+    ("degradation.operators.blur.sigma_px=[12,1]", "sigma_px"),
+    ("checkpoint.every_n_steps=0", "checkpoint.every_n_steps=0: Input should be greater than or equal to 1"),
+    ("ema_decay=1.5", "ema_decay=1.5: Input should be less than 1"),
+    ("seed=-1", "seed=-1: Input should be greater than or equal to 0"),
+    ("resume=true", "resume=True: Input should be a valid string"),
+    ("resume=nowhere.ckpt", "resume=nowhere.ckpt: no such file; give auto, never or the path of a checkpoint"),
+    ("init.ckpt=nowhere.pth", "nowhere.pth"),
+    ("name=a/b", "name='a/b': String should match pattern"),
+    ("validation.pictures=-1", "validation.pictures=-1: Input should be greater than or equal to 0"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _no_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mistake that is let through fails at once instead of training the demo."""
+
+    def fit(*_: object, **__: object) -> None:
+        pytest.fail("the mistake was accepted: training would have started")
+
+    monkeypatch.setattr("lightning.Trainer.fit", fit)
+
+
+@pytest.mark.parametrize(("typed", "expected"), MISTAKES, ids=[typed for typed, _ in MISTAKES])
+def test_a_mistake_is_refused_and_named(cli: Cli, tmp_path: Path, typed: str, expected: str) -> None:
+    code, printed = cli("experiment=demo", typed)
+    assert code == 1, printed
+    assert expected in printed
+    assert "Traceback" not in printed
+    assert "error: " in printed
+    assert not any(tmp_path.iterdir()), "a refused run leaves nothing behind"
+
+
+def test_the_list_is_long_enough() -> None:
+    assert len(MISTAKES) >= 20
+
+
+def test_a_typo_in_a_file_is_refused_too(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment" / "typo.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /model: swinir_ffhq\noptimzer: {lr: 1.0e-5}\ntrainer: {max_step: 3}\n"
+    )
+    code, printed = cli("--config-dir", str(tmp_path / "mine"), "experiment=typo", f"data.root={tmp_path}")
+    assert code == 1
+    assert "optimzer={'lr': 1e-05}: nothing reads the key optimzer; did you mean optimizer?" in printed
+    assert "trainer.max_step=3: lightning.Trainer has no max_step; did you mean trainer.max_steps?" in printed, "all at once"
+
+
+def test_without_a_model_the_way_in_is_named(cli: Cli) -> None:
+    code, printed = cli()
+    assert code == 1
+    assert "nothing to train: choose model=NAME or experiment=NAME (python train.py --help lists them)" in printed
+
+
+def test_without_ffhq_one_error_says_what_to_do(cli: Cli, tmp_path: Path) -> None:
+    code, printed = cli("model=swinir_ffhq")
+    assert code == 1
+    lines = [line for line in printed.splitlines() if line.startswith("error")]
+    assert len(lines) == 1
+    for part in ("data.root is not set", "images1024x1024", "512x512", "github.com/NVlabs/ffhq-dataset", "data.root=DIR"):
+        assert part in lines[0]
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_missing_mandatory_value_is_named(cli: Cli) -> None:
+    code, printed = cli("experiment=night_watch", "data.root=x")
+    assert code == 1
+    assert "init.ckpt" in printed
+    assert "Missing mandatory value" in printed
