@@ -286,7 +286,11 @@ class WindowAttention(nn.Module):
         qkv = F.linear(windows, weight, weight_bias).view(b * count, n, 3, self.heads, self.head_dim + pad)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         bias = bias.to(q.dtype).expand(b * count, -1, -1, -1)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.head_dim**-0.5)
+        if windows.device.type == "cpu" and torch.is_grad_enabled():
+            # Without a fused kernel for a bias that needs a gradient, SDPA also looks for rows that are masked throughout.
+            x = (q @ (k * self.head_dim**-0.5).transpose(-2, -1)).add_(bias).softmax(-1) @ v
+        else:
+            x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.head_dim**-0.5)
         weight = F.pad(self.proj.weight.view(c, self.heads, self.head_dim), (0, pad)).flatten(1)
         return F.linear(x.transpose(1, 2).reshape(b, count, n, -1), weight, self.proj.bias)
 

@@ -17,8 +17,8 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
         try:
             main()
             code = 0
-        except SystemExit as exit:
-            code = int(exit.code or 0)
+        except SystemExit as ended:
+            code = int(ended.code or 0)
         printed = capfd.readouterr()
         return code, printed.out + printed.err
 

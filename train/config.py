@@ -8,7 +8,7 @@ import difflib
 import inspect
 import json
 from collections.abc import Iterator
-from typing import Annotated, Any, TypedDict, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 from annotated_types import Ge, Gt, Interval
 from hydra.utils import get_object
@@ -17,7 +17,6 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import (
     ConfigDict,
     PydanticSchemaGenerationError,
-    PydanticUserError,
     StringConstraints,
     TypeAdapter,
     ValidationError,
@@ -43,19 +42,13 @@ NODES = (
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_"}
 
 
-class Init(TypedDict):
-    """Weights to start from: a file in any format that models/official.py opens, and whether it must match fully."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
-    ckpt: str | None
-    strict: bool
-
-
-RUN = {
+# Keys that train/run.py reads itself.
+RUN: dict[str, Any] = {
     "name": Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._=,+-]*$")],
     "seed": Annotated[int, Interval(ge=0, lt=2**32)],
     "resume": Annotated[str, StringConstraints(min_length=1)],
-    "init": Init,
+    "init.ckpt": str | None,
+    "init.strict": bool,
     "ema_decay": Annotated[float, Interval(ge=0, lt=1)] | None,
 }
 
@@ -130,7 +123,11 @@ def valid_keys(config: Node) -> list[str]:
 
 def _check_run(config: Node, raw: Node) -> Iterator[str]:
     valid = valid_keys({name: value for name, value in config.items() if name in NODES})
-    for name, value in config.items():
+    if not isinstance(config.get("init"), dict):
+        yield f"init={config.get('init')!r}: init.ckpt and init.strict are the keys"
+        return
+    init = {f"init.{key}": value for key, value in config["init"].items()}
+    for name, value in ({key: value for key, value in config.items() if key != "init"} | init).items():
         if name in RUN:
             yield from _check_value(name, value, RUN[name])
         elif name in NODES:
@@ -188,19 +185,13 @@ def _check_tree(path: str, value: Any, raw: Any, annotation: Any, valid: list[st
 
 def _check_value(path: str, value: Any, annotation: Any) -> Iterator[str]:
     try:
-        adapter = TypeAdapter(
-            annotation, config=None if _has_own_config(annotation) else ConfigDict(arbitrary_types_allowed=True)
-        )
+        adapter = TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
+    except (PydanticSchemaGenerationError, NameError):
+        return  # an annotation of another library that can't be checked; its constructor will judge
+    try:
         adapter.validate_json(json.dumps(value), strict=True)  # strict, but a YAML list may stand for a tuple
     except ValidationError as error:
-        problems = dict.fromkeys(f"{'.'.join([path, *map(str, e['loc'])][:2])}: {e['msg']}" for e in error.errors())
-        yield f"{path}={value!r}: {'; or '.join(problem.partition(': ')[2] for problem in problems)}"
-    except (PydanticSchemaGenerationError, PydanticUserError, NameError, TypeError):
-        return  # an annotation of another library that can't be checked; its constructor will judge
-
-
-def _has_own_config(annotation: Any) -> bool:
-    return hasattr(annotation, "__pydantic_config__")
+        yield f"{path}={value!r}: {'; or '.join(dict.fromkeys(problem['msg'] for problem in error.errors()))}"
 
 
 def _parameters(node: Any) -> dict[str, inspect.Parameter]:

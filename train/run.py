@@ -35,7 +35,6 @@ def run(config: dict[str, Any]) -> None:
     L.seed_everything(config["seed"], verbose=False)
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")  # TF32
-    data: L.LightningDataModule = build(config["data"])
     task: RestorationTask = build(config["task"])
     task.config = config
     if config["init"]["ckpt"] and checkpoint is None:
@@ -43,6 +42,7 @@ def run(config: dict[str, Any]) -> None:
         say(f"init.ckpt={config['init']['ckpt']}: {report}")
         if task.ema:
             task.ema.average.load_state_dict(task.network.state_dict())
+    data: L.LightningDataModule = build(config["data"])
     if checkpoint is not None and finished(checkpoint, config, directory):
         return
     trainer = make_trainer(config, directory)
@@ -201,6 +201,8 @@ def write_summary(task: RestorationTask, trainer: L.Trainer, directory: Path) ->
         f"\n{directory} after {trainer.global_step} updates: "
         f"PSNR {values['psnr']:.2f} dB (LQ {values['psnr_lq']:.2f}), SSIM {values['ssim']:.4f} (LQ {values['ssim_lq']:.4f})"
     )
+    if task.unreadable:
+        say(f"  data.on_error=skip passed over {task.unreadable} unreadable files")
     for path in ("config.yaml", "metrics.csv", "curves.png", "summary.json", "checkpoints/last.ckpt"):
         say(f"  {directory / path}")
     pictures = sorted((directory / "samples").glob("step_*.png"))

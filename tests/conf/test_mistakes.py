@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.toy import write_photographs
+
 Cli = Callable[..., tuple[int, str]]
 
 MISTAKES = [
@@ -25,7 +27,7 @@ MISTAKES = [
     ("loss.terms.charbonnier.wieght=2", "did you mean loss.terms.charbonnier.weight?"),
     ("degradation.operators.blur.sgima_px=[0.1,1]", "did you mean degradation.operators.blur.sigma_px?"),
     ("init.cpkt=weights.pth", "did you mean init.ckpt?"),
-    ("+init.cpkt=weights.pth", "init={'ckpt': None, 'strict': True, 'cpkt': 'weights.pth'}: Extra inputs are not permitted"),
+    ("+init.cpkt=weights.pth", "did you mean init.ckpt?"),
     ("+loss.terms.ssim.weight=1", "loss.terms.ssim={'weight': 1} has no _target_"),
     ("network.embed_dim=big", "network.embed_dim='big': Input should be a valid integer"),
     ("network.depths=6", "network.depths=6: Input should be a valid array"),
@@ -107,8 +109,7 @@ def test_without_ffhq_one_error_says_what_to_do(cli: Cli, tmp_path: Path) -> Non
     assert not any(tmp_path.iterdir())
 
 
-def test_a_missing_mandatory_value_is_named(cli: Cli) -> None:
-    code, printed = cli("experiment=night_watch", "data.root=x")
+def test_missing_weights_to_start_from_are_named(cli: Cli, tmp_path: Path) -> None:
+    code, printed = cli("experiment=night_watch", f"data.root={write_photographs(tmp_path / 'faces')}", "data.val_images=1")
     assert code == 1
-    assert "init.ckpt" in printed
-    assert "Missing mandatory value" in printed
+    assert "weights/codeformer_swinir.ckpt" in printed

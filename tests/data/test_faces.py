@@ -16,7 +16,7 @@ def textured(height, width, seed=0):
 
 
 def faces(folder, degradation, **changes):
-    options = {"size": 16, "crop": "center", "hflip_prob": 0.0, "seed": 5, "on_error": "raise"}
+    options = {"size": 16, "crop": "center", "hflip_prob": 0.0, "seed": 5, "on_error": "raise", "keep_decoded": False}
     return FaceDataset(source=ImageFolder(root=str(folder)), degradation=degradation, **(options | changes))
 
 

@@ -31,6 +31,7 @@ def face_data(root, degradation, **changes):
         "batch_size": 4,
         "num_workers": 0,
         "on_error": "raise",
+        "keep_decoded": False,
         "val_size": 16,
         "val_images": 2,
         "val_degradations": 2,

@@ -38,7 +38,7 @@ def test_a_set_adds_weighted_terms_and_reports_raw_ones() -> None:
 
 
 def test_a_set_refuses_what_it_cannot_compute() -> None:
-    with pytest.raises(ValueError, match="loss.terms is empty"):
+    with pytest.raises(ValueError, match=r"loss\.terms is empty"):
         LossSet(terms={})
 
     class NeedsLogits(MSE):

@@ -1,0 +1,97 @@
+"""The commands as a user types them, each in a process of its own."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from tests.toy import ROOT, TINY_DATA, TINY_NETWORK, TINY_RUN, train, write_photographs
+
+SMALL = [*TINY_NETWORK, *TINY_DATA, *TINY_RUN, "validation.lpips=null", "schedule=constant"]
+
+
+def test_help_lists_everything_with_a_line_on_each(tmp_path: Path) -> None:
+    done = train("--help", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for group in ("model", "experiment", "loss", "data", "degradation", "network", "trainer"):
+        files = sorted((ROOT / "conf" / group).glob("*.yaml"))
+        assert files
+        section = done.stdout.partition(f"\n{group}=\n")[2].partition("\n\n")[0]
+        for file in files:
+            assert re.search(rf"^  {file.stem} +\w.{{10,}}", section, re.MULTILINE), f"{group}={file.stem} has no line"
+
+
+def test_the_demo_shows_progress_and_can_be_looked_at(tmp_path: Path) -> None:
+    done = train("experiment=demo", "trainer.max_steps=3", "trainer.val_check_interval=3", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"demo: .*3/3 \[\d\d:\d\d<\d\d:\d\d, .*it/s, train/loss=0\.\d+\]", done.stderr + done.stdout), "live bar"
+    run = tmp_path / "runs" / "demo"
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["step"] == 3
+    assert summary["val"]["lpips"] is None or summary["val"]["lpips"] > 0
+    assert (run / "samples" / "step_0000003.png").read_bytes()[:4] == b"\x89PNG"
+    assert "runs/demo/checkpoints/last.ckpt" in done.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"], "no stray files"
+
+
+def test_two_ranks_train_as_one(tmp_path: Path) -> None:
+    """Two gloo processes at batch 1 and one at batch 2: the same samples, so the same weights to rounding."""
+    common = ["experiment=demo", "data=folder", *SMALL, f"data.root={write_photographs(tmp_path / 'photographs')}"]
+    ranks = ["trainer.devices=2", "trainer.strategy=ddp", "data.batch_size=1", "name=two"]
+    two = train(*common, *ranks, cwd=tmp_path, OMP_NUM_THREADS="1")
+    assert two.returncode == 0, two.stderr
+    assert "effective batch 2 = 1 a device x 2 devices x 1 accumulated" in two.stdout
+    one = train(*common, "name=one", cwd=tmp_path)
+    assert one.returncode == 0, one.stderr
+    states = [
+        torch.load(tmp_path / "runs" / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for name in ("one", "two")
+    ]
+    for name, value in states[0].items():
+        assert torch.allclose(value, states[1][name], atol=2e-5), name
+    summaries = [json.loads((tmp_path / "runs" / name / "summary.json").read_text()) for name in ("one", "two")]
+    assert abs(summaries[0]["val"]["psnr"] - summaries[1]["val"]["psnr"]) < 1e-2
+    assert summaries[0]["val"]["psnr_lq"] == summaries[1]["val"]["psnr_lq"], "both ranks' shares of the validation set count"
+
+
+def test_the_official_command_line(tmp_path: Path) -> None:
+    plain = ["network.image_skip=false", "network.upsampler=nearest+conv", "name=run"]
+    root = f"data.root={write_photographs(tmp_path / 'photographs')}"
+    assert train("experiment=demo", "data=folder", *SMALL, *plain, root, cwd=tmp_path).returncode == 0
+
+    def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "models.official", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120
+        )
+
+    run = str(tmp_path / "runs" / "run")
+    for form, name in (("official", "weights.pth"), ("safetensors", "weights.safetensors")):
+        file = tmp_path / name
+        done = command("export", run, "--format", form, "--output", str(file))
+        assert done.returncode == 0, done.stderr
+        assert str(file) in done.stdout
+        done = command("inspect", str(file))
+        assert done.returncode == 0, done.stderr
+        assert "SwinIR" in done.stdout
+    missing = command("inspect", str(tmp_path / "missing.pth"))
+    assert missing.returncode == 1
+    assert "missing.pth" in missing.stderr
+    assert "Traceback" not in missing.stderr
+
+
+def test_the_readme_prints_exactly_two_commands() -> None:
+    numbered = re.findall(r"^\d+\. `(.+?)`", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert numbered == ["pip install uv && uv run train.py experiment=demo", "pip install uv && uv run pytest"]
+
+
+def test_what_the_readme_names_exists() -> None:
+    text = (ROOT / "README.md").read_text()
+    choices = re.findall(r"\b(model|experiment|loss|data|degradation|trainer|logger|network)=([a-z0-9_]+)\b", text)
+    assert len(choices) > 10
+    for group, name in choices:
+        assert (ROOT / "conf" / group / f"{name}.yaml").is_file(), f"README names {group}={name}"
+    for path in re.findall(r"\]\(((?!http)[^)#]+)\)|src=\"((?!http)[^\"]+)\"", text):
+        assert (ROOT / (path[0] or path[1])).exists(), f"README names {path}"

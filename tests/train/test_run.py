@@ -1,0 +1,164 @@
+"""Runs as a user starts them: what they leave behind, going on, starting over, and bad input. In this process, for speed."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from models import official
+from tests.toy import TINY_DATA, TINY_NETWORK, TINY_RUN, write_photographs
+from train.logs import read_rows
+
+Cli = Callable[..., tuple[int, str]]
+pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's own
+
+# Two updates of a tiny network on a folder of six pictures.
+RUN = [
+    "experiment=demo",
+    "data=folder",
+    *TINY_NETWORK,
+    *TINY_DATA,
+    *TINY_RUN,
+    "schedule=constant",
+    "name=run",
+    "validation.lpips=null",
+]
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    return write_photographs(tmp_path / "photographs")
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def test_a_run_leaves_what_it_promises(cli: Cli, tmp_path: Path, photographs: Path) -> None:
+    code, printed = cli(*RUN, f"data.root={photographs}", "trainer.accumulate_grad_batches=2", "trainer.val_check_interval=1")
+    assert code == 0, printed
+    run = tmp_path / "runs" / "run"
+    assert "effective batch 4 = 2 a device x 1 devices x 2 accumulated" in printed
+    for file in (
+        "config.yaml",
+        "metrics.csv",
+        "curves.png",
+        "summary.json",
+        "checkpoints/last.ckpt",
+        "samples/step_0000002.png",
+    ):
+        assert (run / file).is_file()
+        assert f"runs/run/{file}" in printed
+    assert list((run / "tensorboard").glob("events.*"))
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["step"] == 2
+    assert {"psnr", "psnr_lq", "ssim", "ssim_lq"} < set(summary["val"])
+    assert summary["val"]["lpips"] is None
+    assert summary["val"]["lpips_missing"] == "validation.lpips=null"
+    rows = read_rows(run / "metrics.csv")
+    assert [row["step"] for row in rows if row["train/loss"]] == ["1", "2"]
+    assert [row["step"] for row in rows if row["val/psnr"]] == ["1", "2"], "counted in updates, not in batches"
+    assert all(row["train/charbonnier"] and row["lr"] for row in rows if row["train/loss"])
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["config"]["network"]["embed_dim"] == 8
+    assert checkpoint["FaceData"] == {"samples": 2 * 4}
+    names = set(checkpoint["state_dict"])
+    assert {name.removeprefix("network.") for name in names if name.startswith("network.")} == {
+        name.removeprefix("ema.average.") for name in names if name.startswith("ema.")
+    }
+    moved = [
+        n
+        for n in names
+        if n.startswith("network.")
+        and not torch.equal(checkpoint["state_dict"][n], checkpoint["state_dict"][f"ema.average.{n[8:]}"])
+    ]
+    assert moved, "the average is not the network itself"
+
+
+def test_two_attempts_equal_one(cli: Cli, tmp_path: Path, photographs: Path) -> None:
+    root = f"data.root={photographs}"
+    assert cli(*RUN, root, "trainer.max_steps=4")[0] == 0
+    whole, rows = weights(tmp_path / "runs/run"), read_rows(tmp_path / "runs/run/metrics.csv")
+    (tmp_path / "runs").rename(tmp_path / "whole")
+    assert cli(*RUN, root, "trainer.max_steps=2")[0] == 0
+    code, printed = cli(*RUN, root, "trainer.max_steps=4")
+    assert code == 0
+    assert "continues from runs/run/checkpoints/last.ckpt" in printed
+    parts = weights(tmp_path / "runs/run")
+    assert parts.keys() == whole.keys()
+    assert all(torch.equal(parts[name], whole[name]) for name in whole)
+    assert read_rows(tmp_path / "runs/run/metrics.csv") == rows
+    code, printed = cli(*RUN, root, "trainer.max_steps=4")
+    assert code == 0
+    assert "runs/run is finished: 4 of trainer.max_steps=4 updates are done" in printed
+
+
+def test_another_configuration_in_the_same_folder_is_refused(cli: Cli, tmp_path: Path, photographs: Path) -> None:
+    root = f"data.root={photographs}"
+    assert cli(*RUN, root)[0] == 0
+    before = weights(tmp_path / "runs/run")
+    code, printed = cli(*RUN, root, "optimizer.lr=2e-3", "trainer.max_steps=3")
+    assert code == 1
+    assert "runs/run holds a run with another configuration: optimizer.lr: 0.001 -> 0.002" in printed
+    assert "name=…" in printed
+    assert "resume=never" in printed
+    code, printed = cli(*RUN, root, "optimizer.lr=2e-3", "resume=never")
+    assert code == 0, printed
+    assert "the run before is kept as runs/run.old1" in printed
+    kept = weights(tmp_path / "runs/run.old1")
+    assert all(torch.equal(kept[name], before[name]) for name in before), "nothing is lost"
+
+
+def test_an_export_starts_another_run(cli: Cli, tmp_path: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = ["network.image_skip=false", "network.upsampler=nearest+conv"]
+    root = f"data.root={photographs}"
+    assert cli(*RUN, *plain, root)[0] == 0
+    official.main(["export", "runs/run", "--format", "official", "--output", "weights.pth"])
+    code, printed = cli(*RUN, *plain, root, "name=again", "init.ckpt=weights.pth", "optimizer.lr=1e-30")
+    assert code == 0, printed
+    first, second = weights(tmp_path / "runs/run"), weights(tmp_path / "runs/again")
+    for name in (name for name in first if name.startswith("ema.average.")):
+        assert torch.allclose(second["network." + name.removeprefix("ema.average.")], first[name], atol=1e-7), name
+    code, printed = cli(*RUN, root, "name=third", "init.ckpt=weights.pth")  # another head
+    assert code == 1
+    assert "weights.pth" in printed
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_terms(cli: Cli, photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("losses.pixel.Charbonnier.forward", lambda self, restored, hq: (restored - hq).sum() * float("nan"))
+    code, printed = cli(*RUN, f"data.root={photographs}")
+    assert code == 1
+    assert "the loss of update 1 is nan (charbonnier=nan): lower optimizer.lr (now 0.001)" in printed
+
+
+def test_unreadable_images(cli: Cli, tmp_path: Path, photographs: Path) -> None:
+    whole = (photographs / "01.png").read_bytes()
+    (photographs / "01.png").write_bytes(whole[: len(whole) // 2])
+    code, printed = cli(*RUN, f"data.root={photographs}", "trainer.max_steps=4")
+    assert code == 1
+    assert "01.png" in printed
+    code, printed = cli(*RUN, f"data.root={photographs}", "trainer.max_steps=4", "data.on_error=skip", "name=skip")
+    assert code == 0, printed
+    count = json.loads((tmp_path / "runs/skip/summary.json").read_text())["unreadable_files"]
+    assert count >= 1, "8 samples of 4 images see each one"
+    assert f"data.on_error=skip passed over {count} unreadable files" in printed
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("data.size=128", r"is 80x80, smaller than data.size=128"),
+        ("data.val_images=6", "data.val_images=6 leaves nothing to train on"),
+        ("data.root=empty", "no image"),
+        ("data.root=missing", "missing does not exist"),
+        ("network.num_heads=[3,3]", "3 does not divide network.embed_dim=8"),
+    ],
+)
+def test_bad_input_is_one_clear_error(cli: Cli, tmp_path: Path, photographs: Path, change: str, expected: str) -> None:
+    (tmp_path / "empty").mkdir()
+    code, printed = cli(*RUN, f"data.root={photographs}", change)
+    assert code == 1
+    assert expected in printed
+    assert "Traceback" not in printed

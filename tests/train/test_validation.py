@@ -1,0 +1,41 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from train.validation import Validation
+
+
+class Distance(nn.Module):
+    def forward(self, restored: Tensor, hq: Tensor) -> Tensor:
+        return (restored - hq).abs().mean()
+
+
+def test_means_over_images_by_hand() -> None:
+    validation = Validation(lpips=Distance, pictures=2)
+    hq = torch.full((3, 3, 16, 16), 0.5)
+    lq = hq + 0.1  # 20 dB each
+    restored = hq + torch.tensor([0.01, 0.1, 0.001]).view(3, 1, 1, 1)  # 40, 20 and 60 dB: 40 dB on average
+    for part in (slice(0, 2), slice(2, 3)):  # unequal batches: the mean weighs images
+        validation.update(restored=restored[part], lq=lq[part], hq=hq[part])
+    values = {name: value.item() for name, value in validation.compute().items()}
+    assert values["psnr"] == pytest.approx(40, abs=1e-3)
+    assert values["psnr_lq"] == pytest.approx(20, abs=1e-3)
+    assert values["lpips"] == pytest.approx((0.01 + 0.1 + 0.001) / 3, rel=1e-4)
+    assert values["lpips_lq"] == pytest.approx(0.1, rel=1e-4)
+    assert values["ssim"] > values["ssim_lq"]
+    strip = validation.strip()
+    assert strip is not None
+    assert strip.shape == (3, 32, 48), "two rows of LQ | restored | HQ"
+    assert torch.allclose(strip[:, :16, 16:32], torch.tensor(0.51))
+    validation.reset()
+    assert validation.strip() is None
+
+
+def test_lpips_without_weights_is_left_out_with_the_reason() -> None:
+    def missing() -> nn.Module:
+        raise FileNotFoundError("alexnet.pth does not exist")
+
+    validation = Validation(lpips=missing, pictures=0)
+    validation.update(restored=torch.zeros(1, 3, 16, 16), lq=torch.zeros(1, 3, 16, 16), hq=torch.ones(1, 3, 16, 16))
+    assert set(validation.compute()) == {"psnr", "psnr_lq", "ssim", "ssim_lq"}
+    assert validation.lpips_missing == "alexnet.pth does not exist"
