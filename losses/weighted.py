@@ -3,6 +3,7 @@
 import inspect
 from typing import Annotated
 
+import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
@@ -29,6 +30,7 @@ class LossSet(nn.Module):
         if not terms:
             raise ValueError("loss.terms is empty: a training needs at least one term, such as loss=mse")
         self.terms = nn.ModuleDict(terms)
+        self.weights = {name: term.weight for name, term in terms.items()}
         self._needs = {name: list(inspect.signature(term.forward).parameters) for name, term in terms.items()}
 
     def forward(self, **tensors: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -44,8 +46,5 @@ class LossSet(nn.Module):
                     f"remove the term (~loss.terms.{name}) or choose another task"
                 )
             raw[name] = term(**{key: tensors[key] for key in self._needs[name]})
-        weighted = [self.terms[name].weight * value for name, value in raw.items()]
-        total = weighted[0]
-        for value in weighted[1:]:
-            total = total + value
+        total = torch.stack([self.weights[name] * value for name, value in raw.items()]).sum()
         return total, {name: value.detach() for name, value in raw.items()}

@@ -20,6 +20,8 @@ def main() -> None:
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(help_text())
         return
+    if {"--cfg", "-c"} & set(sys.argv[1:]):
+        sys.argv.append("--resolve")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, not to Hydra's own printer
     OmegaConf.register_new_resolver("best_precision", best_precision, replace=True)
     try:
@@ -101,7 +103,7 @@ def explain(error: HydraException, arguments: list[str]) -> str:
 
 
 def _compose(overrides: list[str]) -> dict[str, Any]:
+    from train.config import plain
+
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        composed = OmegaConf.to_container(hydra.compose("train", overrides=overrides), resolve=False)
-    assert isinstance(composed, dict)
-    return {str(name): value for name, value in composed.items()}
+        return plain(hydra.compose("train", overrides=overrides))

@@ -78,18 +78,22 @@ def check(config: DictConfig) -> Node:
     Raises: ConfigError listing all mistakes: key, value, what would be right, the nearest valid key.
     """
     try:
-        resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        resolved = plain(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key or 'config'}: {error.msg or error}") from error
-    raw = OmegaConf.to_container(config, resolve=False)
-    assert isinstance(resolved, dict)
-    assert isinstance(raw, dict)
     if resolved.get("name") is None:
         raise ConfigError("nothing to train: choose model=NAME or experiment=NAME (python train.py --help lists them)")
-    mistakes = list(_check_run(resolved, raw))
+    mistakes = list(_check_run(resolved, plain(config)))
     if mistakes:
         raise ConfigError("\n".join(dict.fromkeys(mistakes)))
     return resolved
+
+
+def plain(config: Any, **options: Any) -> Node:
+    """A DictConfig as dicts, lists and values; unresolved unless asked."""
+    container = OmegaConf.to_container(config, **options)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
 
 
 def nearest(wrong: str, valid: list[str]) -> str:

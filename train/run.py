@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 
 from models import official
 from train.checkpoint import last_checkpoint
+from train.config import plain
 from train.logs import CsvLogger, Progress, draw_curves
 from train.task import RestorationTask
 
@@ -31,12 +32,13 @@ def run(config: dict[str, Any]) -> None:
     """
     quieten()
     directory = RUNS / config["name"]
-    checkpoint = choose_checkpoint(config, directory)
+    record = {**config, "task": {"_target_": config["task"]["_target_"]}}  # the rest of task stands in the other groups
+    checkpoint = choose_checkpoint(record, directory)
     L.seed_everything(config["seed"], verbose=False)
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")  # TF32
     task: RestorationTask = build(config["task"])
-    task.config = config
+    task.config = record
     if config["init"]["ckpt"] and checkpoint is None:
         report = official.load_into(task.network, config["init"]["ckpt"], strict=config["init"]["strict"])
         say(f"init.ckpt={config['init']['ckpt']}: {report}")
@@ -47,7 +49,7 @@ def run(config: dict[str, Any]) -> None:
         return
     trainer = make_trainer(config, directory)
     announce(config, task, trainer, checkpoint)
-    prepare(config, directory, trainer, checkpoint)
+    prepare(record, directory, trainer, checkpoint)
     trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     if task.validated_step != trainer.global_step:
         trainer.validate(task, datamodule=data, verbose=False)
@@ -92,9 +94,7 @@ def choose_checkpoint(config: dict[str, Any], directory: Path) -> Path | None:
     if resume == "never":
         set_aside(directory)
         return None
-    before = OmegaConf.to_container(OmegaConf.load(saved))
-    assert isinstance(before, dict)
-    if different := differing_keys({str(key): value for key, value in before.items()}, config):
+    if different := differing_keys(plain(OmegaConf.load(saved)), config):
         raise ValueError(
             f"{directory} holds a run with another configuration: {', '.join(different[:8])}"
             f"{' …' if len(different) > 8 else ''}. Give this run its own name=… or start over with resume=never "
@@ -110,7 +110,7 @@ def differing_keys(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
         f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}"
         for key in sorted(old.keys() | new.keys())
         if old.get(key, "absent") != new.get(key, "absent")
-        and not any(key == name or key.startswith(f"{name}.") for name in (*MAY_DIFFER, "task"))
+        and not any(key == name or key.startswith(f"{name}.") for name in MAY_DIFFER)
     ]
 
 
@@ -191,7 +191,9 @@ def prepare(config: dict[str, Any], directory: Path, trainer: L.Trainer, checkpo
 @rank_zero_only
 def write_summary(task: RestorationTask, trainer: L.Trainer, directory: Path) -> None:
     """summary.json and curves.png, and a last word on what lies where."""
-    values = {name.removeprefix("val/"): float(v) for name, v in trainer.callback_metrics.items() if name.startswith("val/")}
+    values: dict[str, Any] = {
+        name.removeprefix("val/"): float(v) for name, v in trainer.callback_metrics.items() if name.startswith("val/")
+    }
     if "lpips" not in values:
         values |= {"lpips": None, "lpips_missing": task.validation.lpips_missing}
     summary = {"step": trainer.global_step, "val": values, "unreadable_files": task.unreadable}

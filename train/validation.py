@@ -27,7 +27,8 @@ class Validation(nn.Module):
                 self.lpips = lpips()
             except FileNotFoundError as error:
                 self.lpips_missing = str(error)
-        self.metrics = nn.ModuleDict({f"{name}{of}": self._metric(name) for name in self._names for of in ("", "_lq")})
+        self.metrics: dict[str, Metric] = {f"{name}{of}": self._metric(name) for name in self._names for of in ("", "_lq")}
+        self._on_device = nn.ModuleDict(self.metrics)  # registered, so that they follow the task to its device
         self.pictures = pictures
         self._rows: list[Tensor] = []
 

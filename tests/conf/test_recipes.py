@@ -1,4 +1,4 @@
-"""Every model, experiment, loss set, degradation, schedule, optimizer and logger composes and trains two updates at toy size."""
+"""Every model, experiment, loss set, degradation, schedule, optimizer and logger trains two updates at toy size."""
 
 import json
 from collections.abc import Callable
