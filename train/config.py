@@ -116,7 +116,7 @@ def valid_keys(config: Node) -> list[str]:
     def walk(path: str, value: Any) -> None:
         keys.append(path)
         if isinstance(value, dict):
-            for name in {*value, *_parameters(value)} - HYDRA_KEYS:
+            for name in dict.fromkeys(key for key in (*value, *_parameters(value)) if key not in HYDRA_KEYS):
                 walk(f"{path}.{name}", value.get(name))
 
     for name, value in config.items():

@@ -36,7 +36,6 @@ def test_nothing_is_overlooked() -> None:
     assert len(CASES) == 1 + 4 + 4 + 6 + 4 + 2 + 3
 
 
-@pytest.mark.filterwarnings("ignore")  # Lightning's and wandb's own
 @pytest.mark.parametrize(("group", "name"), CASES, ids=["=".join(case) for case in CASES])
 def test_a_choice_trains_two_updates(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: str, name: str) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")

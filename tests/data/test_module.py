@@ -156,8 +156,6 @@ class Recorder(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-@pytest.mark.filterwarnings("ignore:.*does not have many workers:")
-@pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*:")
 def test_a_run_that_is_stopped_and_resumed_reads_on(folder, shade, tmp_path):
     def fit(steps, resume=None):
         module = Recorder()

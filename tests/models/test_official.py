@@ -71,7 +71,6 @@ def diffbir(tmp_path: Path) -> Path:
 # Round trips ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore:torch.meshgrid")  # spandrel's
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("file_format", ["official", "safetensors"])
 def test_export_is_read_by_spandrel_and_by_us(tmp_path: Path, form: str, file_format: Any) -> None:

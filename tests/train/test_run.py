@@ -12,7 +12,6 @@ from tests.toy import TINY_DATA, TINY_NETWORK, TINY_RUN, write_photographs
 from train.logs import read_rows
 
 Cli = Callable[..., tuple[int, str]]
-pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning's own
 
 # Two updates of a tiny network on a folder of six pictures.
 RUN = [
@@ -162,3 +161,30 @@ def test_bad_input_is_one_clear_error(cli: Cli, tmp_path: Path, photographs: Pat
     assert code == 1
     assert expected in printed
     assert "Traceback" not in printed
+
+
+def test_lpips_trains_and_validates_from_a_named_file(cli: Cli, tmp_path: Path, photographs: Path) -> None:
+    import torchvision
+
+    torch.manual_seed(0)
+    backbone = torchvision.models.alexnet(weights=None).features.state_dict()
+    torch.save({f"features.{key}": value for key, value in backbone.items()}, tmp_path / "alexnet.pth")
+    lpips = ["loss=mse_lpips", "loss.terms.lpips.net=alex", "loss.terms.lpips.backbone=alexnet.pth"]
+    run = [argument for argument in RUN if argument != "validation.lpips=null"]
+    code, printed = cli(*run, *lpips, f"data.root={photographs}", "validation.lpips.backbone=alexnet.pth")
+    assert code == 0, printed
+    summary = json.loads((tmp_path / "runs/run/summary.json").read_text())
+    assert summary["val"]["lpips"] > 0
+    assert summary["val"]["lpips_lq"] > 0
+    rows = read_rows(tmp_path / "runs/run/metrics.csv")
+    assert float(rows[0]["train/lpips"]) > 0
+    assert float(rows[0]["train/loss"]) == pytest.approx(float(rows[0]["train/mse"]) + 0.01 * float(rows[0]["train/lpips"]))
+    checkpoint = torch.load(tmp_path / "runs/run/checkpoints/last.ckpt", weights_only=True)
+    assert {name.partition(".")[0] for name in checkpoint["state_dict"]} == {"network", "ema"}, "no loss network is saved"
+
+
+def test_validation_at_the_end_when_the_interval_is_longer(cli: Cli, tmp_path: Path, photographs: Path) -> None:
+    code, printed = cli(*RUN, f"data.root={photographs}", "trainer.val_check_interval=100")
+    assert code == 0, printed
+    assert json.loads((tmp_path / "runs/run/summary.json").read_text())["val"]["psnr"] > 0
+    assert (tmp_path / "runs/run/samples/step_0000002.png").exists()
