@@ -65,7 +65,7 @@ class RestorationTask(L.LightningModule):
 
         Raises: FloatingPointError when the loss is not finite, naming the terms.
         """
-        step = self.trainer.global_step + 1
+        step, loss = self.trainer.global_step + 1, loss.detach()
         if not torch.isfinite(loss):
             values = ", ".join(f"{name}={float(value):g}" for name, value in terms.items())
             raise FloatingPointError(
@@ -73,7 +73,7 @@ class RestorationTask(L.LightningModule):
                 f"{self.learning_rate:g}), set trainer.gradient_clip_val=1, or trainer.precision=32-true"
             )
         self.log("step", float(step))  # Lightning counts from 0 otherwise: here N means N updates done
-        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.log("train/loss", loss, prog_bar=True)
         self.log_dict({f"train/{name}": value for name, value in terms.items()})
         self.log("lr", self.learning_rate)
         if passed_over := int(batch["unreadable"].sum()):
