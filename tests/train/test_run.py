@@ -132,6 +132,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_terms(cli: Cli, photographs: P
     assert "the loss of update 1 is nan (charbonnier=nan): lower optimizer.lr (now 0.001)" in printed
 
 
+@pytest.mark.filterwarnings("ignore:data.on_error=skip")
 def test_unreadable_images(cli: Cli, tmp_path: Path, photographs: Path) -> None:
     whole = (photographs / "01.png").read_bytes()
     (photographs / "01.png").write_bytes(whole[: len(whole) // 2])
