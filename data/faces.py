@@ -1,5 +1,6 @@
 """Position to sample: read, crop, flip, degrade. Every draw is a function of (seed, position)."""
 
+import warnings
 from typing import Literal
 
 import numpy as np
@@ -111,9 +112,10 @@ class FaceDataset(Dataset[Sample]):
             index = image_at(position + passed_over, count, self.seed)
             try:
                 return self._read(index), self.source.name(index), passed_over
-            except UnreadableImage:
+            except UnreadableImage as error:
                 if self.on_error == "raise":
                     raise
+                warnings.warn(f"data.on_error=skip passes over {error}", stacklevel=2)  # Python shows each file once
         raise UnreadableImage(f"none of the {count} images can be read, the first is {self.source.name(0)}: check data.root")
 
     def _read(self, index: int) -> np.ndarray:

@@ -35,7 +35,7 @@ class FaceData(LightningDataModule):
              num_workers: processes a loader, 0 reads in the training process.
              val_size: side of the validation images in pixels; None leaves them as they are (then val_batch_size is 1, unless
                  all are of one size).
-             val_images: images held out; without a val_root, 0 means no validation.
+             val_images: images held out where there is no val_root.
              val_degradations: LQs of each validation image.
              val_seed: draws of the validation set, apart from seed so that runs can be compared.
     Raises:  ValueError: a root is missing, wrong or empty, or nothing is left to train on.
@@ -57,7 +57,7 @@ class FaceData(LightningDataModule):
         on_error: Literal["raise", "skip"],
         keep_decoded: bool,
         val_size: Annotated[int, Ge(1)] | None,
-        val_images: Annotated[int, Ge(0)],
+        val_images: Annotated[int, Ge(1)],
         val_degradations: Annotated[int, Ge(1)],
         val_batch_size: Annotated[int, Ge(1)],
         seed: Annotated[int, Ge(0)],
@@ -119,10 +119,13 @@ class FaceData(LightningDataModule):
         order = PositionSampler(start=self._start_samples, batch_size=self.batch_size, rank=self._rank(), world=self._world())
         return self._loader(self.faces, batch_sampler=order, persistent_workers=self.num_workers > 0)
 
-    def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
-        """Every world-th sample of the fixed set from this rank's on; an empty list when there is none."""
-        if len(self.fixed) == 0:
-            return []
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """Every world-th sample of the fixed set from this rank's on. Raises ValueError when a rank would have none."""
+        if len(self.fixed) < self._world():
+            raise ValueError(
+                f"{len(self.fixed)} validation samples are too few for {self._world()} devices: "
+                "raise data.val_images or data.val_degradations, or give data.val_root=DIR with more images"
+            )
         share = Subset(self.fixed, range(self._rank(), len(self.fixed), self._world()))
         return self._loader(share, batch_size=self.val_batch_size)
 

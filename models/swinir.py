@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from annotated_types import Ge, Gt, Interval
+from annotated_types import Ge, Gt, Interval, MinLen
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -52,7 +52,7 @@ class SwinIR(nn.Module):
         img_size: Positive,
         in_chans: Positive,
         embed_dim: Positive,
-        depths: Annotated[list[Positive], "one entry a group"],
+        depths: Annotated[list[Positive], MinLen(1)],
         num_heads: list[Positive],
         window_size: Positive,
         mlp_ratio: Annotated[float, Gt(0)],

@@ -3,7 +3,6 @@
 import os
 import re
 import sys
-import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,7 +25,7 @@ def main() -> None:
     OmegaConf.register_new_resolver("best_precision", best_precision, replace=True)
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(_run)()
-    except HydraException as error:
+    except (HydraException, ValueError) as error:
         fail(explain(error, sys.argv[1:]))
 
 
@@ -43,9 +42,10 @@ def _run(config: DictConfig) -> None:
 
     try:
         run(checked)
-    except (OSError, ValueError, KeyError, FloatingPointError, MisconfigurationException) as error:
-        if os.environ.get("FACEWRIGHT_TRACEBACK"):
-            traceback.print_exc()
+    except Exception as error:
+        expected = isinstance(error, OSError | ValueError | KeyError | FloatingPointError | MisconfigurationException)
+        if not expected and not type(error).__module__.startswith("wandb"):
+            raise  # a bug: the traceback says where
         fail(str(error.args[0]) if isinstance(error, KeyError) else str(error))
 
 
@@ -66,7 +66,8 @@ def help_text() -> str:
     lines = [
         "python train.py model=NAME [KEY=VALUE …]        train a published recipe",
         "python train.py experiment=NAME [KEY=VALUE …]   a few lines that differ from a recipe; experiment=demo needs nothing",
-        "python train.py -m … optimizer.lr=1e-4,5e-5      a sweep      python train.py … --cfg job   the configuration",
+        "python train.py -m experiment=uphorse degradation=light,heavy data.root=DIR   a sweep: one run for each value",
+        "python train.py … --cfg job                     print the resolved configuration",
         "",
         "Keys most often set: name, seed, resume=auto|never|PATH, init.ckpt, optimizer.lr, data.root, data.num_workers,",
         "data.batch_size (a device), trainer.max_steps, trainer.devices, trainer.val_check_interval, checkpoint.every_n_steps,",
@@ -83,7 +84,7 @@ def _first_comment(file: Path) -> str:
     return next((comment for comment in comments if not comment.startswith("@package")), "")
 
 
-def explain(error: HydraException, arguments: list[str]) -> str:
+def explain(error: Exception, arguments: list[str]) -> str:
     """Hydra's message without its search path and without its advice to append a wrong key, but with the nearest valid one."""
     from train.config import nearest, valid_keys
 
@@ -97,7 +98,10 @@ def explain(error: HydraException, arguments: list[str]) -> str:
     if not isinstance(error, ConfigCompositionException) or not wrong:
         return text
     key = next(group for group in wrong.groups() if group)
-    composed = _compose([a for a in arguments if not a.startswith("-") and a.lstrip("+~").partition("=")[0] != key])
+    try:
+        composed = _compose([a for a in arguments if not a.startswith("-") and a.lstrip("+~").partition("=")[0] != key])
+    except (HydraException, ValueError):  # more than one thing is wrong
+        return text
     groups = [folder.name for folder in CONF.iterdir() if folder.is_dir()]
     return f"{key}: there is no such key{nearest(key, [*groups, *valid_keys(composed)])}"
 

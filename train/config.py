@@ -8,7 +8,7 @@ import difflib
 import inspect
 import json
 from collections.abc import Iterator
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 from annotated_types import Ge, Gt, Interval
 from hydra.utils import get_object
@@ -65,6 +65,17 @@ RANGES: dict[str, Any] = {
     "trainer.log_every_n_steps": Annotated[int, Ge(1)],
     "trainer.accumulate_grad_batches": Annotated[int, Ge(1)],
     "trainer.gradient_clip_val": Annotated[float, Gt(0)] | None,
+    "trainer.accelerator": Literal["auto", "cpu", "gpu", "cuda", "mps"],
+    "schedule.factor": Annotated[float, Interval(ge=0, le=1)],
+    "schedule.gamma": Annotated[float, Gt(0)],
+    "schedule.pct_start": Annotated[float, Interval(ge=0, le=1)],
+}
+
+# Arguments of lightning.Trainer that the run sets itself, or that would read the same samples again.
+NOT_OURS = {
+    *("callbacks", "logger", "default_root_dir", "max_epochs", "min_epochs", "check_val_every_n_epoch", "num_sanity_val_steps"),
+    *("enable_checkpointing", "enable_model_summary", "use_distributed_sampler", "limit_train_batches", "overfit_batches"),
+    *("fast_dev_run", "reload_dataloaders_every_n_epochs", "max_time", "min_steps"),
 }
 
 
@@ -131,6 +142,11 @@ def _check_run(config: Node, raw: Node) -> Iterator[str]:
         yield f"init={config.get('init')!r}: init.ckpt and init.strict are the keys"
         return
     init = {f"init.{key}": value for key, value in config["init"].items()}
+    for key in NOT_OURS & config["trainer"].keys():
+        yield f"trainer.{key}={config['trainer'][key]!r} is not for a configuration: the run sets it itself"
+    for key, value in raw["task"].items():
+        if key not in HYDRA_KEYS and value != f"${{{key}}}":
+            yield f"task.{key}={value!r}: conf/task wires the groups together; set {key} instead"
     for name, value in ({key: value for key, value in config.items() if key != "init"} | init).items():
         if name in RUN:
             yield from _check_value(name, value, RUN[name])

@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import lightning as L
+import numpy as np
 import torch
 from annotated_types import Interval
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -42,7 +42,7 @@ class RestorationTask(L.LightningModule):
         self.make_optimizer, self.make_schedule = optimizer, schedule
         self.ema = EMA(network, ema_decay) if ema_decay is not None else None
         self.validated_step = -1
-        self.unreadable = 0  # files that data.on_error=skip passed over, on this rank
+        self.unreadable = 0  # times that data.on_error=skip passed over a file, in this attempt and on this rank
         self.config: dict[str, Any] = {}  # the resolved config, saved in every checkpoint
 
     def restore(self, lq: Tensor) -> Tensor:
@@ -55,13 +55,18 @@ class RestorationTask(L.LightningModule):
         schedule = self.make_schedule(optimizer=optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
+        """Stochastic depth draws by (seed, sample position) too: the same after any restart, different on each rank."""
+        entropy = [self.config["seed"], int(batch["position"][0])]
+        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
+
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         if self.ema:
             self.ema.update(self.network)
 
     def log_terms(self, loss: Tensor, terms: Mapping[str, Tensor], batch: Batch) -> None:
-        """Logs the total, each raw term, the learning rate and how many unreadable files were passed over.
+        """Logs the total, each raw term and the learning rate, and counts the unreadable files passed over.
 
         Raises: FloatingPointError when the loss is not finite, naming the terms.
         """
@@ -76,9 +81,7 @@ class RestorationTask(L.LightningModule):
         self.log("train/loss", loss, prog_bar=True)
         self.log_dict({f"train/{name}": value for name, value in terms.items()})
         self.log("lr", self.learning_rate)
-        if passed_over := int(batch["unreadable"].sum()):
-            self.unreadable += passed_over
-            rank_zero_warn(f"data.on_error=skip: {self.unreadable} unreadable files passed over so far")
+        self.unreadable += int(batch["unreadable"].sum())
 
     @property
     def learning_rate(self) -> float:

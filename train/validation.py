@@ -50,7 +50,10 @@ class Validation(nn.Module):
     @torch.no_grad()
     def update(self, *, restored: Tensor, lq: Tensor, hq: Tensor) -> None:
         """Adds a batch; all (b, 3, h, w) in [0, 1]."""
-        restored, lq, hq = restored.float(), lq.float().clamp(0, 1), hq.float()
+        with torch.autocast(hq.device.type, enabled=False):  # SSIM's variances cancel in bf16
+            self._update(restored.float(), lq.float().clamp(0, 1), hq.float())
+
+    def _update(self, restored: Tensor, lq: Tensor, hq: Tensor) -> None:
         for image, of in ((restored, ""), (lq, "_lq")):
             self.metrics[f"psnr{of}"].update(image, hq)
             self.metrics[f"ssim{of}"].update(image, hq)

@@ -53,6 +53,14 @@ MISTAKES = [
     ("resume=true", "resume=True: Input should be a valid string"),
     ("resume=nowhere.ckpt", "resume=nowhere.ckpt: no such file; give auto, never or the path of a checkpoint"),
     ("init.ckpt=nowhere.pth", "nowhere.pth"),
+    ("task.ema_decay=0.5", "task.ema_decay=0.5: conf/task wires the groups together; set ema_decay instead"),
+    ("+trainer.max_epochs=1", "trainer.max_epochs=1 is not for a configuration"),
+    ("+trainer.limit_train_batches=2", "trainer.limit_train_batches=2 is not for a configuration"),
+    ("trainer.accelerator=cup", "trainer.accelerator='cup': Input should be 'auto', 'cpu'"),
+    ("trainer.devices=[0]", "trainer: "),
+    ("network.depths=[]", "network.depths=[]: List should have at least 1 item"),
+    ("network=null", "Config group override must be a string or a list. Got NoneType"),
+    ("schedule=constant schedule.factor=2", "schedule.factor=2: Input should be less than or equal to 1"),
     ("name=a/b", "name='a/b': String should match pattern"),
     ("validation.pictures=-1", "validation.pictures=-1: Input should be greater than or equal to 0"),
 ]
@@ -70,7 +78,7 @@ def _no_training(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("typed", "expected"), MISTAKES, ids=[typed for typed, _ in MISTAKES])
 def test_a_mistake_is_refused_and_named(cli: Cli, tmp_path: Path, typed: str, expected: str) -> None:
-    code, printed = cli("experiment=demo", typed)
+    code, printed = cli("experiment=demo", *typed.split())
     assert code == 1, printed
     assert expected in printed
     assert "Traceback" not in printed

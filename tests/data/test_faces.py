@@ -121,6 +121,7 @@ def test_a_file_that_vanished_is_unreadable(folder, shade):
         dataset[0]
 
 
+@pytest.mark.filterwarnings("ignore:data.on_error=skip passes over")
 def test_skip_takes_the_next_and_counts(folder, shade):
     order = [image_at(position, 7, 5) for position in range(21)]
     whole = [faces(folder, shade)[position] for position in range(14)]
@@ -136,6 +137,7 @@ def test_skip_takes_the_next_and_counts(folder, shade):
     assert sum(dataset[position]["unreadable"] for position in range(7)) >= 2
 
 
+@pytest.mark.filterwarnings("ignore:data.on_error=skip passes over")
 def test_skip_finds_the_only_readable_one(folder, shade):
     break_images(folder, range(6))
     expected = center_crop(np.asarray(Image.open(folder / "img_6.png")), 16).transpose(2, 0, 1)
@@ -143,6 +145,7 @@ def test_skip_finds_the_only_readable_one(folder, shade):
         np.testing.assert_array_equal((faces(folder, shade, on_error="skip")[position]["hq"] * 255).round(), expected)
 
 
+@pytest.mark.filterwarnings("ignore:data.on_error=skip passes over")
 def test_skip_with_nothing_readable(folder, shade):
     break_images(folder, range(7))
     with pytest.raises(UnreadableImage, match=r"none of the 7 images can be read, the first is .*img_0\.png"):

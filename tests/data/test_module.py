@@ -121,10 +121,10 @@ def test_val_root(folder, shade):
     assert (len(data.faces.source), len(data.fixed)) == (7, 14)
 
 
-def test_without_validation(folder, shade):
-    data = face_data(folder, shade, val_images=0)
-    assert data.val_dataloader() == []
-    assert len(data.faces.source) == 7
+def test_fewer_validation_samples_than_ranks(folder, shade):
+    data = with_trainer(face_data(folder, shade, val_images=1, val_degradations=2), world=3)
+    with pytest.raises(ValueError, match=r"2 validation samples are too few for 3 devices: raise data\.val_images"):
+        data.val_dataloader()
 
 
 def test_samples_are_counted_at_the_optimizer_step(folder, shade):

@@ -77,19 +77,23 @@ def test_a_run_leaves_what_it_promises(cli: Cli, tmp_path: Path, photographs: Pa
 
 
 def test_two_attempts_equal_one(cli: Cli, tmp_path: Path, photographs: Path) -> None:
-    root = f"data.root={photographs}"
-    assert cli(*RUN, root, "trainer.max_steps=4")[0] == 0
+    # with stochastic depth: its draws must not depend on where a run was stopped either
+    root = ["network.drop_path_rate=0.5", "network.depths=[2,2]", f"data.root={photographs}"]
+    assert cli(*RUN, *root, "trainer.max_steps=4")[0] == 0
     whole, rows = weights(tmp_path / "runs/run"), read_rows(tmp_path / "runs/run/metrics.csv")
     (tmp_path / "runs").rename(tmp_path / "whole")
-    assert cli(*RUN, root, "trainer.max_steps=2")[0] == 0
-    code, printed = cli(*RUN, root, "trainer.max_steps=4")
+    assert cli(*RUN, *root, "trainer.max_steps=2")[0] == 0
+    code, printed = cli(*RUN, *root, "trainer.max_steps=4")
     assert code == 0
     assert "continues from runs/run/checkpoints/last.ckpt" in printed
     parts = weights(tmp_path / "runs/run")
     assert parts.keys() == whole.keys()
     assert all(torch.equal(parts[name], whole[name]) for name in whole)
     assert read_rows(tmp_path / "runs/run/metrics.csv") == rows
-    code, printed = cli(*RUN, root, "trainer.max_steps=4")
+    (tmp_path / "runs/run/summary.json").unlink()  # as if it had died between the last update and the summary
+    assert cli(*RUN, *root, "trainer.max_steps=4")[0] == 0
+    assert json.loads((tmp_path / "runs/run/summary.json").read_text())["step"] == 4
+    code, printed = cli(*RUN, *root, "trainer.max_steps=4")
     assert code == 0
     assert "runs/run is finished: 4 of trainer.max_steps=4 updates are done" in printed
 
@@ -132,18 +136,20 @@ def test_a_loss_that_is_not_finite_stops_with_its_terms(cli: Cli, photographs: P
     assert "the loss of update 1 is nan (charbonnier=nan): lower optimizer.lr (now 0.001)" in printed
 
 
-@pytest.mark.filterwarnings("ignore:data.on_error=skip")
+@pytest.mark.filterwarnings("ignore:data.on_error=skip passes over")
 def test_unreadable_images(cli: Cli, tmp_path: Path, photographs: Path) -> None:
     whole = (photographs / "01.png").read_bytes()
     (photographs / "01.png").write_bytes(whole[: len(whole) // 2])
     code, printed = cli(*RUN, f"data.root={photographs}", "trainer.max_steps=4")
     assert code == 1
     assert "01.png" in printed
-    code, printed = cli(*RUN, f"data.root={photographs}", "trainer.max_steps=4", "data.on_error=skip", "name=skip")
+    code, printed = cli(
+        *RUN, f"data.root={photographs}", "trainer.max_steps=4", "data.on_error=skip"
+    )  # the way out, typed next
     assert code == 0, printed
-    count = json.loads((tmp_path / "runs/skip/summary.json").read_text())["unreadable_files"]
+    count = json.loads((tmp_path / "runs/run/summary.json").read_text())["unreadable_passed_over"]
     assert count >= 1, "8 samples of 4 images see each one"
-    assert f"data.on_error=skip passed over {count} unreadable files" in printed
+    assert f"data.on_error=skip passed over an unreadable file {count} times" in printed
 
 
 @pytest.mark.parametrize(
@@ -189,3 +195,30 @@ def test_validation_at_the_end_when_the_interval_is_longer(cli: Cli, tmp_path: P
     assert code == 0, printed
     assert json.loads((tmp_path / "runs/run/summary.json").read_text())["val"]["psnr"] > 0
     assert (tmp_path / "runs/run/samples/step_0000002.png").exists()
+
+
+def test_an_attempt_that_failed_does_not_bind_the_next(cli: Cli, photographs: Path) -> None:
+    code, printed = cli(*RUN, f"data.root={photographs}", "data.size=128")
+    assert code == 1
+    assert "set data.size to 80 or less" in printed
+    code, printed = cli(*RUN, f"data.root={photographs}", "data.size=80")
+    assert code == 0, printed
+
+
+def test_a_checkpoint_that_cannot_be_continued_is_named(cli: Cli, tmp_path: Path, photographs: Path) -> None:
+    root = f"data.root={photographs}"
+    assert cli(*RUN, root)[0] == 0
+    last = tmp_path / "runs/run/checkpoints/last.ckpt"
+    code, printed = cli(*RUN, root, f"resume={last}", "name=other", "network.embed_dim=16")
+    assert code == 1
+    assert "last.ckpt was written with another configuration: network.embed_dim: 8 -> 16" in printed
+    code, printed = cli(*RUN, root, f"resume={photographs / '00.png'}", "name=other")
+    assert code == 1
+    assert "00.png is not a whole checkpoint of a run" in printed
+    whole = last.read_bytes()
+    last.unlink()
+    last.write_bytes(whole[: len(whole) // 2])
+    code, printed = cli(*RUN, root, "trainer.max_steps=3")
+    assert code == 1
+    assert "runs/run/checkpoints/last.ckpt is not a whole checkpoint of a run" in printed
+    assert "Traceback" not in printed

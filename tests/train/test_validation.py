@@ -39,3 +39,16 @@ def test_lpips_without_weights_is_left_out_with_the_reason() -> None:
     validation.update(restored=torch.zeros(1, 3, 16, 16), lq=torch.zeros(1, 3, 16, 16), hq=torch.ones(1, 3, 16, 16))
     assert set(validation.compute()) == {"psnr", "psnr_lq", "ssim", "ssim_lq"}
     assert validation.lpips_missing == "alexnet.pth does not exist"
+
+
+def test_mixed_precision_does_not_touch_the_metrics() -> None:
+    hq = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 0.1 + 0.5
+    restored = hq + 0.005 * torch.randn(hq.shape, generator=torch.Generator().manual_seed(1))
+    values = []
+    for enabled in (False, True):
+        validation = Validation(lpips=None, pictures=0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            validation.update(restored=restored, lq=hq, hq=hq)
+        values.append({name: value.item() for name, value in validation.compute().items()})
+    assert values[0] == values[1]
+    assert values[1]["ssim_lq"] == pytest.approx(1)
