@@ -36,12 +36,12 @@ class LossSet(nn.Module):
     def forward(self, **tensors: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Args:    tensors: what the task offers, by name (see the task's training_step).
         Returns: the weighted sum (scalar) and each term's raw value (detached scalars).
-        Raises:  KeyError when a term needs a tensor that the task does not offer.
+        Raises:  ValueError when a term needs a tensor that the task does not offer.
         """
         raw: dict[str, Tensor] = {}
         for name, term in self.terms.items():
             if lacking := [key for key in self._needs[name] if key not in tensors]:
-                raise KeyError(
+                raise ValueError(
                     f"loss.terms.{name} needs {lacking}, but this task offers only {sorted(tensors)}: "
                     f"remove the term (~loss.terms.{name}) or choose another task"
                 )

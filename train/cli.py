@@ -43,10 +43,11 @@ def _run(config: DictConfig) -> None:
     try:
         run(checked)
     except Exception as error:
-        expected = isinstance(error, OSError | ValueError | KeyError | FloatingPointError | MisconfigurationException)
-        if not expected and not type(error).__module__.startswith("wandb"):
+        expected = isinstance(error, OSError | ValueError | FloatingPointError | MisconfigurationException)
+        expected = expected or type(error).__module__.startswith("wandb")
+        if not expected or os.environ.get("FACEWRIGHT_TRACEBACK"):
             raise  # a bug: the traceback says where
-        fail(str(error.args[0]) if isinstance(error, KeyError) else str(error))
+        fail(str(error))
 
 
 def fail(message: str) -> NoReturn:
@@ -72,6 +73,7 @@ def help_text() -> str:
         "Keys most often set: name, seed, resume=auto|never|PATH, init.ckpt, optimizer.lr, data.root, data.num_workers,",
         "data.batch_size (a device), trainer.max_steps, trainer.devices, trainer.val_check_interval, checkpoint.every_n_steps,",
         "network.*, loss.terms.*, degradation.*",
+        "FACEWRIGHT_TRACEBACK=1 in the environment shows where an error was raised.",
     ]
     for group in LISTED:
         lines += ["", f"{group}="]

@@ -30,7 +30,7 @@ MAY_DIFFER = ("resume", "logger", "checkpoint", "data.num_workers", "trainer.max
 def run(config: dict[str, Any]) -> None:
     """Trains until trainer.max_steps generator updates are done, from the start or from the run's last checkpoint.
 
-    Raises: OSError, ValueError, KeyError or FloatingPointError with a message meant for the person who typed the command.
+    Raises: OSError, ValueError or FloatingPointError with a message meant for the person who typed the command.
     """
     quieten()
     directory = RUNS / config["name"]

@@ -45,7 +45,7 @@ def test_a_set_refuses_what_it_cannot_compute() -> None:
         def forward(self, logits: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
             return logits.sum()
 
-    with pytest.raises(KeyError, match=r"loss.terms.gan needs \['logits'\].*offers only \['hq', 'restored'\]"):
+    with pytest.raises(ValueError, match=r"loss.terms.gan needs \['logits'\].*offers only \['hq', 'restored'\]"):
         LossSet(terms={"gan": NeedsLogits(weight=1, reduction="sum")})(restored=RESTORED, hq=HQ)
 
 
