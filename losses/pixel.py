@@ -12,23 +12,23 @@ from losses.weighted import Loss, Weight
 Reduction = Literal["mean", "sum"]
 
 
-class MSE(Loss):
-    """Squared error; reduction "sum" adds over the whole batch of a device, as DiffBIR's train_stage1.py does."""
+class Reduced(Loss):
+    """A term over all values of a batch, added up or averaged."""
 
     def __init__(self, *, weight: Weight, reduction: Reduction) -> None:
         super().__init__(weight=weight)
         self.reduction = reduction
+
+
+class MSE(Reduced):
+    """Squared error; reduction "sum" adds over the whole batch of a device, as DiffBIR's train_stage1.py does."""
 
     def forward(self, restored: Tensor, hq: Tensor) -> Tensor:
         return F.mse_loss(restored, hq, reduction=self.reduction)
 
 
-class L1(Loss):
+class L1(Reduced):
     """Absolute error."""
-
-    def __init__(self, *, weight: Weight, reduction: Reduction) -> None:
-        super().__init__(weight=weight)
-        self.reduction = reduction
 
     def forward(self, restored: Tensor, hq: Tensor) -> Tensor:
         return F.l1_loss(restored, hq, reduction=self.reduction)

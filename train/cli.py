@@ -93,7 +93,7 @@ def explain(error: Exception, arguments: list[str]) -> str:
     text = str(error).partition("\nConfig search path")[0].strip()
     if options := re.search(r"Could not find '([\w./-]+)/([^'/]+)'\s+Available options in '[^']*':\s+(.*)", text, re.DOTALL):
         group, name, listed = options.group(1), options.group(2), options.group(3).split()
-        return f"{group}={name}: there is no {group} of that name{nearest(name, listed)} There are: {', '.join(listed)}"
+        return f"{group}={name}: there is no {group} of that name (there are {', '.join(listed)}){nearest(name, listed)}"
     wrong = re.search(
         r"Could not \w+ '([^']+)'|Key '([^']+)' is not in struct|No match in the defaults list.*?'?([\w./]+)'?", text
     )
