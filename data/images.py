@@ -17,7 +17,7 @@ READ_ERRORS = (  # what Pillow's readers raise on damaged files
 )
 
 
-class UnreadableImage(ValueError):  # noqa: N818
+class UnreadableImage(ValueError):
     """A file that is truncated, damaged, or no image; the message names it."""
 
 

@@ -1,8 +1,11 @@
 """The command line around Hydra: --help that lists what exists, and one clear error in place of a traceback."""
 
+import json
 import os
 import re
 import sys
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,44 +18,109 @@ LISTED = ("model", "experiment", "loss", "data", "degradation", "network", "opti
 
 
 def main() -> None:
-    """Runs one training (or, with -m, one for each combination); exit code 0 only when every one of them ended well."""
-    if {"--help", "-h"} & set(sys.argv[1:]):
+    """Runs one training, or with -m (or a launcher) one for each combination; exit code 0 only when all of them ended well."""
+    arguments = sys.argv[1:]
+    if arguments[:1] == ["--resolved"]:  # a process that train/launch.py started
+        from train.launch import die_with_parent
+
+        die_with_parent()
+        train(json.loads(Path(arguments[1]).read_text()))
+        return
+    if {"--help", "-h"} & set(arguments):
         print(help_text())
         return
-    if {"--cfg", "-c"} & set(sys.argv[1:]):
+    if {"--cfg", "-c"} & set(arguments):
         sys.argv.append("--resolve")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, not to Hydra's own printer
     OmegaConf.register_new_resolver("best_precision", best_precision, replace=True)
+    OmegaConf.register_new_resolver("slurm_tasks_per_node", slurm_tasks_per_node, replace=True)
+    launcher = any(argument.startswith("hydra/launcher=") for argument in arguments)
+    if {"-m", "--multirun"} & set(arguments) or launcher:
+        sweep(arguments)
+        return
+    with_hydra(train_composed)
+
+
+def with_hydra(task: Callable[[DictConfig], Any]) -> None:
     try:
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(_run)()
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(task)()
     except (HydraException, ValueError) as error:
         fail(explain(error, sys.argv[1:]))
 
 
-def _run(config: DictConfig) -> None:
-    from train.config import ConfigError, check  # torch and Lightning load only now: --help and --cfg stay quick
+def train_composed(config: DictConfig) -> None:
+    from train.config import check  # torch and Lightning load only now: --help and --cfg stay quick
+
+    train(check(config))
+
+
+def sweep(arguments: list[str]) -> None:
+    """Every combination in turn; ends non-zero naming the jobs that failed."""
+    from train.sweep import Sweep
 
     try:
-        checked = check(config)
-    except ConfigError as error:
-        fail(str(error))
+        planned = Sweep.plan(arguments, CONF)
+    except (HydraException, ValueError) as error:
+        fail(explain(error, arguments))
+    # argparse takes overrides only in one stretch
+    place = next((n for n, argument in enumerate(sys.argv) if n and "=" in argument and argument[0] != "-"), len(sys.argv))
+    sys.argv.insert(place, f"hydra.sweep.dir=runs/{planned.folder}")
+    sys.argv.insert(1, "--multirun")
+
+    def run_job(config: DictConfig) -> float | None:
+        return planned.run(config)
+
+    run_job.sweep = planned  # type: ignore[attr-defined]  # hydra_plugins/slurm.py submits the jobs itself
+    ended: int | str | None = 0
+    try:
+        with_hydra(run_job)
+    except SystemExit as exit_:  # a job was interrupted, or there is nothing that Optuna could call the best
+        ended = exit_.code
+    if failed := planned.report():
+        fail(f"{len(failed)} of {len(planned.jobs)} jobs failed: {', '.join(job.name for job in failed)}")
+    sys.exit(ended)
+
+
+def train(config: dict[str, Any]) -> None:
+    """One training in this process, and its error as one message."""
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+    from train.guards import Interrupted
+    from train.launch import Failed
+    from train.ranks import SaidByRankZero
     from train.run import run
 
     try:
-        run(checked)
+        run(config)
+    except Interrupted as ended:
+        sys.exit(ended.exit_code)
+    except SaidByRankZero:
+        sys.exit(1)
     except Exception as error:
-        expected = isinstance(error, OSError | ValueError | FloatingPointError | MisconfigurationException)
+        expected = isinstance(error, OSError | ValueError | FloatingPointError | MisconfigurationException | Failed)
         expected = expected or type(error).__module__.startswith("wandb")
-        if not expected or os.environ.get("FACEWRIGHT_TRACEBACK"):
-            raise  # a bug: the traceback says where
+        if not expected or os.environ.get("FACEWRIGHT_TRACEBACK"):  # a bug: the traceback says where
+            if not os.environ.get("FACEWRIGHT_ERROR_FILE"):
+                raise
+            fail(traceback.format_exc())
         fail(str(error))
 
 
 def fail(message: str) -> NoReturn:
-    print("\n".join(f"error: {line}" for line in message.splitlines() if line.strip()), file=sys.stderr)
+    """Ends the process with one error: on stderr, or where the process that started this one looks for it."""
+    if file := os.environ.get("FACEWRIGHT_ERROR_FILE"):
+        Path(file).write_text(message)
+    elif message.startswith("Traceback"):
+        print(message, file=sys.stderr)
+    else:
+        print("\n".join(f"error: {line}" for line in message.splitlines() if line.strip()), file=sys.stderr)
     sys.exit(1)
+
+
+def slurm_tasks_per_node() -> int:
+    """Tasks on each node of the SLURM job this process is in (as many on each), or 1."""
+    said = os.environ.get("SLURM_NTASKS_PER_NODE") or os.environ.get("SLURM_TASKS_PER_NODE") or "1"
+    return int(re.split(r"\D", said, maxsplit=1)[0])  # 4(x2): 4 on each of 2 nodes
 
 
 def best_precision() -> str:

@@ -36,6 +36,7 @@ NODES = (
         "trainer",
         "logger",
         "checkpoint",
+        "guard",
         "validation",
     ),
 )
@@ -44,7 +45,7 @@ HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_"}
 
 # Keys that train/run.py reads itself.
 RUN: dict[str, Any] = {
-    "name": Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._=,+-]*$")],
+    "name": Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._=,+-]*(/[A-Za-z0-9][A-Za-z0-9._=,+-]*)*$")],
     "seed": Annotated[int, Interval(ge=0, lt=2**32)],
     "resume": Annotated[str, StringConstraints(min_length=1)],
     "init.ckpt": str | None,

@@ -1,80 +1,18 @@
-"""What a run leaves for people: metrics.csv, curves.png, sample pictures, and the progress bar."""
+"""What a run leaves for people beside the loggers' rows: curves.png, sample pictures, and the progress bar."""
 
-import csv
-import os
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import matplotlib
 from lightning.pytorch.callbacks import TQDMProgressBar
-from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
-from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torchvision.utils import save_image
 
+from train.loggers import TensorBoard, Wandb, picture_path, read_rows
+
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-
-
-class CsvLogger(Logger):
-    """Every logged row in one file, `metrics.csv`; a continued run goes on after the step it continues from.
-
-    Lightning's own CSVLogger deletes the file of the attempt before.
-    """
-
-    def __init__(self, *, directory: str) -> None:
-        super().__init__()
-        self.path = Path(directory) / "metrics.csv"
-        self.columns: list[str] = []
-
-    @property
-    def name(self) -> str:
-        return ""
-
-    @property
-    def version(self) -> str:
-        return ""
-
-    @rank_zero_only
-    def log_hyperparams(self, *_: Any, **__: Any) -> None:
-        """The resolved config lies beside the file."""
-
-    @rank_zero_only
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        row = {"step": step, **{key: value for key, value in metrics.items() if key != "epoch"}}
-        if not self.columns and self.path.exists():
-            self.columns = self.path.read_text().partition("\n")[0].split(",")
-        if new := [key for key in row if key not in self.columns]:
-            self.columns += new
-            self._rewrite(read_rows(self.path))
-        with self.path.open("a", newline="") as file:
-            csv.DictWriter(file, self.columns, restval="").writerow(row)
-        if "val/psnr" in row:
-            draw_curves(self.path.parent)
-
-    @rank_zero_only
-    def cut_after(self, step: int) -> None:
-        """Drops the rows of updates that a continued run will do again."""
-        if self.path.exists():
-            self.columns = self.path.read_text().partition("\n")[0].split(",")
-            self._rewrite([row for row in read_rows(self.path) if int(row["step"]) <= step])
-
-    def _rewrite(self, rows: list[dict[str, str]]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(".tmp")
-        with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self.columns, restval="")
-            writer.writeheader()
-            writer.writerows(rows)
-        os.replace(temporary, self.path)
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def draw_curves(directory: Path) -> Path | None:
@@ -106,15 +44,12 @@ def write_pictures(trainer: L.Trainer, strip: Tensor | None) -> None:
     """samples/step_N.png (LQ | restored | HQ) in the run's folder, and the same picture to each logger that shows some."""
     if strip is None:
         return
-    step = trainer.global_step
-    folder = Path(trainer.default_root_dir) / "samples"
-    folder.mkdir(parents=True, exist_ok=True)
-    save_image(strip, folder / f"step_{step:07d}.png")
+    path = picture_path(Path(trainer.default_root_dir), trainer.global_step)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_image(strip, path)
     for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_image("val/lq_restored_hq", strip, step)
-        elif isinstance(logger, WandbLogger):
-            logger.log_image("val/lq_restored_hq", [strip], step=step)
+        if isinstance(logger, TensorBoard | Wandb):
+            logger.log_picture(strip, trainer.global_step)
 
 
 class Progress(TQDMProgressBar):

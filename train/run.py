@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import pickle
 import warnings
 from pathlib import Path
 from typing import Any
@@ -17,63 +16,113 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 
 from models import official
-from train.checkpoint import last_checkpoint
+from train import ranks
+from train.checkpoint import AtomicFiles, damage, load, newest_whole, step_files, step_of
 from train.config import plain
-from train.logs import CsvLogger, Progress, draw_curves
+from train.guards import Diverged, NonFiniteGuard, Signals, leave_signals_to_us
+from train.launch import launch
+from train.loggers import CsvLogger
+from train.logs import Progress, draw_curves
+from train.rundir import RUNS, differing_keys, listed, lock, read_summary, release, set_aside, write_text
 from train.task import RestorationTask
-
-RUNS = Path("runs")
-# Keys that may differ between two attempts at one run: they change where and how long it runs, not what it computes.
-MAY_DIFFER = ("resume", "logger", "checkpoint", "data.num_workers", "trainer.max_steps", "trainer.enable_progress_bar")
+from train.times import StepTimes
 
 
 def run(config: dict[str, Any]) -> None:
     """Trains until trainer.max_steps generator updates are done, from the start or from the run's last checkpoint.
 
-    Raises: OSError, ValueError or FloatingPointError with a message meant for the person who typed the command.
+    With several local devices it starts a process for each; under torchrun or srun it is one of them.
+
+    Raises: OSError, ValueError or FloatingPointError with a message meant for the person who typed the command; Interrupted
+            when a signal asked for the end and everything is saved.
     """
     quieten()
-    directory = RUNS / config["name"]
+    trainer = make_trainer(config)
+    if trainer.world_size > 1 and not ranks.launched_from_outside():
+        launch(config, trainer.num_devices)
+        return
+    with Signals():
+        ranks.join(trainer)
+        ranks.check_same_config(config)
+        directory, held = RUNS / config["name"], []
+        ranks.decided_by_rank_zero(lambda: held.append(lock(directory)))
+        try:
+            attempt(config, trainer, directory)
+        except Diverged as error:
+            go_back(config, directory, error)
+        finally:
+            for file in held:
+                release(file, directory)
+
+
+def attempt(config: dict[str, Any], trainer: L.Trainer, directory: Path) -> None:
+    """From the last checkpoint, or the start, to the last update. Raises Diverged besides what `run` raises."""
     record = {**config, "task": {"_target_": config["task"]["_target_"]}}  # the rest of task stands in the other groups
-    checkpoint = choose_checkpoint(record, directory)
-    saved = read_checkpoint(checkpoint, record) if checkpoint else None
+    batch = config["data"]["batch_size"] * trainer.world_size * trainer.accumulate_grad_batches
+    checkpoint = ranks.decided_by_rank_zero(lambda: choose_checkpoint(record, directory))
+    saved = load(checkpoint) if checkpoint else None
+    if saved:
+        check_continues(f"{checkpoint}", saved, record, batch)
+        if finished(saved["global_step"], config, directory):
+            return
     L.seed_everything(config["seed"], verbose=False)
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")  # TF32
     task: RestorationTask = build(config["task"])
-    task.config = record
+    task.config, task.effective_batch = record, batch
     if config["init"]["ckpt"] and not checkpoint:
         report = official.load_into(task.network, config["init"]["ckpt"], strict=config["init"]["strict"])
         say(f"init.ckpt={config['init']['ckpt']}: {report}")
         if task.ema:
             task.ema.average.load_state_dict(task.network.state_dict())
     data: L.LightningDataModule = build(config["data"])
-    if saved and finished(saved["global_step"], config, directory):
-        return
-    trainer = make_trainer(config, directory)
     announce(config, task, trainer, checkpoint)
-    prepare(record, directory, trainer, saved["global_step"] if saved else None)
+    prepare(record, directory, trainer, saved["global_step"] if saved else 0)
     trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     if task.validated_step != trainer.global_step:
         trainer.validate(task, datamodule=data, verbose=False)
     write_summary(task, trainer, directory)
 
 
+def go_back(config: dict[str, Any], directory: Path, error: Diverged) -> None:
+    """A second attempt from the last checkpoint, whose weights are good; the same happening again is the end."""
+    advice = (
+        f"lower optimizer.lr (now {config['optimizer']['lr']:g}), set trainer.gradient_clip_val=1, or trainer.precision=32-true"
+    )
+    good = ranks.decided_by_rank_zero(lambda: last_good(directory / "checkpoints"))
+    if good is None:
+        raise FloatingPointError(f"{error}; there is no checkpoint to go back to: {advice}") from error
+    say(f"{error}: going back to the last good checkpoint, once")
+    try:
+        attempt({**config, "resume": str(good)}, make_trainer(config), directory)
+    except Diverged as again:
+        raise FloatingPointError(f"{again}, also after going back to the last good checkpoint: {advice}") from again
+
+
+def last_good(folder: Path) -> Path | None:
+    """The newest whole checkpoint that was not written between updates that were not finite."""
+    whole = (path for path in reversed(step_files(folder)) if not damage(path))
+    return next((path for path in whole if not load(path)["callbacks"]["NonFiniteGuard"]["in_a_row"]), None)
+
+
 def quieten() -> None:
     """Leaves out what Lightning says about choices that were made on purpose, and its advertisements."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         r"Found \d+ module\(s\) in eval mode",  # the EMA
         r".*does not have many workers",  # data.num_workers is the user's
+        r"The `srun` command is available",
+        r"It is recommended to use `self.log\(.*sync_dist=True",  # metrics are means over all ranks already
         r".*treespec, LeafSpec.*",  # between Lightning and torch
-        r"You're resuming from a checkpoint that ended before the epoch ended",  # the order goes on at the right sample
     ):
         warnings.filterwarnings("ignore", message)
 
 
 @rank_zero_only
 def say(text: str) -> None:
-    print(text, flush=True)
+    if text:
+        print(text, flush=True)
 
 
 def build(node: dict[str, Any]) -> Any:
@@ -85,76 +134,58 @@ def build(node: dict[str, Any]) -> Any:
 
 
 def choose_checkpoint(config: dict[str, Any], directory: Path) -> Path | None:
-    """The checkpoint to continue from, or None for a fresh start (an older run in the folder is moved aside, not deleted)."""
-    resume, last = config["resume"], last_checkpoint(directory)
+    """The checkpoint to continue from, or None for a fresh start. An older run in the folder is moved aside, not deleted.
+
+    A job that SLURM starts again goes on, whatever its command says: `never` and PATH were obeyed the first time.
+    """
+    resume, folder = config["resume"], directory / "checkpoints"
+    started_again = int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
     if resume not in ("auto", "never") and not Path(resume).is_file():
         raise FileNotFoundError(f"resume={resume}: no such file; give auto, never or the path of a checkpoint")
-    if resume == "never":
-        if last:
-            set_aside(directory)
+    last, news = newest_whole(folder)
+    say("\n".join(news))
+    if resume == "never" and not started_again:
+        if last or news:
+            say(f"resume=never: the run before is kept as {set_aside(directory, 'old')}")
         return None
     if last:  # without one nothing was trained here: an attempt that failed at once does not bind the next
         different = differing_keys(plain(OmegaConf.load(directory / "config.yaml")), config)
         if different:
             raise ValueError(
-                f"{directory} holds a run with another configuration: {', '.join(different[:8])}"
-                f"{' …' if len(different) > 8 else ''}. Give this run its own name=… or start over with resume=never "
-                "(the old folder is kept under another name)"
+                f"{directory} holds a run with another configuration: {listed(different)}. Give this run its own name=… or "
+                "start over with resume=never (the old folder is kept under another name)"
             )
-    return last if resume == "auto" else Path(resume)
+    if resume in ("auto", "never") or (last and (started_again or load(last)["config"]["resume"] == resume)):
+        return last
+    if reason := damage(Path(resume)):
+        raise ValueError(f"resume={resume} is broken: {reason}")
+    step = load(Path(resume))["global_step"]
+    for later in (path for path in step_files(folder) if step_of(path) > step):
+        say(f"resume={resume}: {later} is later and is kept as {set_aside(later, 'aside').name}")
+    return Path(resume)
 
 
-def read_checkpoint(path: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """The checkpoint's contents, weights left on disk. Raises ValueError when it can't continue this configuration."""
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        checkpoint["global_step"], checkpoint["config"]["network"]
-    except (RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).partition("\n")[0][:200]
-        raise ValueError(
-            f"{path} is not a whole checkpoint of a run ({type(error).__name__}: {reason}): continue from another with "
-            "resume=PATH, or take its weights alone with init.ckpt=FILE resume=never"
-        ) from error
+def check_continues(name: str, saved: dict[str, Any], config: dict[str, Any], effective_batch: int) -> None:
+    """Raises ValueError when a checkpoint can't go on under this configuration."""
     parts = ("network", "ema_decay", "optimizer")
-    before, now = ({part: c[part] for part in parts} for c in (checkpoint["config"], config))
-    if different := differing_keys(before, now):
-        raise ValueError(
-            f"{path} was written with another configuration: {', '.join(different[:8])}. Set these keys as they were, or "
-            "take the weights alone with init.ckpt=FILE"
+    before, now = ({part: c[part] for part in parts} for c in (saved["config"], config))
+    different = differing_keys(before, now)
+    if saved["effective_batch"] != effective_batch:
+        different.append(
+            f"effective batch (data.batch_size x devices x trainer.accumulate_grad_batches): {saved['effective_batch']} -> "
+            f"{effective_batch}"
         )
-    return checkpoint
-
-
-def differing_keys(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """`key: old -> new` for every leaf that differs, but for MAY_DIFFER."""
-    old, new = flatten(before), flatten(now)
-    return [
-        f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key, "absent") != new.get(key, "absent")
-        and not any(key == name or key.startswith(f"{name}.") for name in MAY_DIFFER)
-    ]
-
-
-def flatten(node: Any, path: str = "") -> dict[str, Any]:
-    if not isinstance(node, dict) or not node:
-        return {path: node}
-    return {key: value for name, child in node.items() for key, value in flatten(child, f"{path}.{name}".lstrip(".")).items()}
-
-
-@rank_zero_only
-def set_aside(directory: Path) -> None:
-    number = 1
-    while (aside := directory.with_name(f"{directory.name}.old{number}")).exists():
-        number += 1
-    os.rename(directory, aside)
-    say(f"resume=never: the run before is kept as {aside}")
+    if different:
+        raise ValueError(
+            f"{name} was written with another configuration: {listed(different)}. Set these keys as they were, or take the "
+            "weights alone with init.ckpt=FILE"
+        )
 
 
 def finished(step: int, config: dict[str, Any], directory: Path) -> bool:
     """True when all updates are done and summed up; a run that died in between still gets its summary."""
-    summary = directory / "summary.json"
-    if step < config["trainer"]["max_steps"] or not summary.exists() or json.loads(summary.read_text())["step"] != step:
+    summary = read_summary(directory)
+    if step < config["trainer"]["max_steps"] or summary is None or summary["step"] != step:
         return False
     say(
         f"{directory} is finished: {step} of trainer.max_steps={config['trainer']['max_steps']} updates are done. Raise "
@@ -164,16 +195,18 @@ def finished(step: int, config: dict[str, Any], directory: Path) -> bool:
     return True
 
 
-def make_trainer(config: dict[str, Any], directory: Path) -> L.Trainer:
-    settings = config["trainer"]
+def make_trainer(config: dict[str, Any]) -> L.Trainer:
+    settings, directory = config["trainer"], RUNS / config["name"]
     # Lightning counts batches between validations; a recipe counts generator updates.
     interval = settings["val_check_interval"] * settings["accumulate_grad_batches"]
     loggers = [CsvLogger(directory=str(directory)), *(build(node) for node in config["logger"].values())]
+    callbacks = [StepTimes(file=directory / "times.csv"), build(config["guard"]), build(config["checkpoint"])]
     try:
-        return build({**settings, "val_check_interval": interval, "_partial_": True})(
+        trainer: L.Trainer = build({**settings, "val_check_interval": interval, "_partial_": True})(
             default_root_dir=directory,
             logger=loggers,
-            callbacks=[build(config["checkpoint"]), *([Progress()] if settings["enable_progress_bar"] else [])],
+            callbacks=[*callbacks, *([Progress()] if settings["enable_progress_bar"] else [])],
+            plugins=[AtomicFiles()],
             max_epochs=-1,
             check_val_every_n_epoch=None,  # a run is one endless epoch
             num_sanity_val_steps=0,
@@ -183,6 +216,8 @@ def make_trainer(config: dict[str, Any], directory: Path) -> L.Trainer:
         )
     except (TypeError, RuntimeError, MisconfigurationException) as error:
         raise ValueError(f"trainer: {error}") from error
+    leave_signals_to_us(trainer)
+    return trainer
 
 
 def announce(config: dict[str, Any], task: RestorationTask, trainer: L.Trainer, checkpoint: Path | None) -> None:
@@ -202,25 +237,27 @@ def announce(config: dict[str, Any], task: RestorationTask, trainer: L.Trainer, 
 
 
 @rank_zero_only
-def prepare(config: dict[str, Any], directory: Path, trainer: L.Trainer, step: int | None) -> None:
-    """Writes the resolved config, and cuts log rows of updates that will be done again."""
+def prepare(config: dict[str, Any], directory: Path, trainer: L.Trainer, step: int) -> None:
+    """Writes the resolved config, and cuts logged rows of updates that will be done again."""
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(config)))
-    for logger in trainer.loggers:
-        if isinstance(logger, CsvLogger):
-            logger.cut_after(step or 0)
+    write_text(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+    loggers: Any = trainer.loggers  # train/loggers.py
+    for logger in loggers:
+        logger.cut_after(step)
 
 
 @rank_zero_only
 def write_summary(task: RestorationTask, trainer: L.Trainer, directory: Path) -> None:
     """summary.json and curves.png, and a last word on what lies where."""
-    values: dict[str, Any] = {
-        name.removeprefix("val/"): float(v) for name, v in trainer.callback_metrics.items() if name.startswith("val/")
-    }
+    values: dict[str, Any] = dict(task.validated)
     if "lpips" not in values:
         values |= {"lpips": None, "lpips_missing": task.validation.lpips_missing}
-    summary = {"step": trainer.global_step, "val": values, "unreadable_passed_over": task.unreadable}
-    (directory / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    times = next(callback for callback in callbacks if isinstance(callback, StepTimes))
+    guard = next(callback for callback in callbacks if isinstance(callback, NonFiniteGuard))
+    summary = {"step": trainer.global_step, "val": values}
+    summary |= {"unreadable_passed_over": task.unreadable, "updates_skipped": guard.skipped}
+    write_text(directory / "summary.json", json.dumps(summary, indent=2) + "\n")
     draw_curves(directory)
     say(
         f"\n{directory} after {trainer.global_step} updates: "
@@ -228,6 +265,9 @@ def write_summary(task: RestorationTask, trainer: L.Trainer, directory: Path) ->
     )
     if task.unreadable:
         say(f"  data.on_error=skip passed over an unreadable file {task.unreadable} times")
+    if guard.skipped:
+        say(f"  {guard.skipped} updates were skipped: their loss or gradient was not finite")
+    say(f"  {times.sentence()}" if times.updates else "")
     for path in ("config.yaml", "metrics.csv", "curves.png", "summary.json", "checkpoints/last.ckpt"):
         say(f"  {directory / path}")
     pictures = sorted((directory / "samples").glob("step_*.png"))

@@ -1,5 +1,6 @@
 """What every training task shares: the network, its EMA, validation, and how terms are logged."""
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
@@ -12,6 +13,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from data.batch import Batch
+from train import ranks
+from train.checkpoint import resume_at, rng_state, set_rng_state
 from train.ema import EMA
 from train.logs import write_pictures
 from train.validation import Validation
@@ -41,9 +44,15 @@ class RestorationTask(L.LightningModule):
         self.network, self.loss, self.validation = network, loss, validation
         self.make_optimizer, self.make_schedule = optimizer, schedule
         self.ema = EMA(network, ema_decay) if ema_decay is not None else None
-        self.validated_step = -1
-        self.unreadable = 0  # times that data.on_error=skip passed over a file, in this attempt and on this rank
-        self.config: dict[str, Any] = {}  # the resolved config, saved in every checkpoint
+        self.validated_step = -1  # the update of the last validation, and metric -> value of it
+        self.validated: dict[str, float] = {}
+        self.unreadable = 0  # times that data.on_error=skip passed over a file on this rank
+        self.nonfinite: dict[str, Tensor] = {}  # loss term -> () bool: not finite in a batch since the last update
+        self.batch_began_at = 0.0
+        self.skip_update = False  # train/guards.py: the update that is being done leaves everything as it was
+        # The resolved config and the samples an update consumes, of all ranks: saved in every checkpoint.
+        self.config: dict[str, Any] = {}
+        self.effective_batch = 0
 
     def restore(self, lq: Tensor) -> Tensor:
         """(b, 3, h, w) to (b, 3, h, w) in [0, 1], with the EMA where there is one."""
@@ -59,25 +68,20 @@ class RestorationTask(L.LightningModule):
         """Stochastic depth draws by (seed, sample position) too: the same after any restart, different on each rank."""
         entropy = [self.config["seed"], int(batch["position"][0])]
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
+        self.batch_began_at = time.perf_counter()  # after a checkpoint was written; read by train/times.py
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
-        if self.ema:
+        if self.ema and not self.skip_update:
             self.ema.update(self.network)
 
     def log_terms(self, loss: Tensor, terms: Mapping[str, Tensor], batch: Batch) -> None:
-        """Logs the total, each raw term and the learning rate, and counts the unreadable files passed over.
-
-        Raises: FloatingPointError when the loss is not finite, naming the terms.
-        """
-        step, loss = self.trainer.global_step + 1, loss.detach()
-        if not torch.isfinite(loss):
-            values = ", ".join(f"{name}={float(value):g}" for name, value in terms.items())
-            raise FloatingPointError(
-                f"the loss of update {step} is {float(loss):g} ({values}): lower optimizer.lr (now "
-                f"{self.learning_rate:g}), set trainer.gradient_clip_val=1, or trainer.precision=32-true"
-            )
-        self.log("step", float(step))  # Lightning counts from 0 otherwise: here N means N updates done
+        """Logs the total, each raw term and the learning rate; notes which are not finite, and the unreadable files."""
+        loss = loss.detach()
+        for name, value in {"the loss": loss, **terms}.items():
+            found = ~torch.isfinite(value)
+            self.nonfinite[name] = self.nonfinite[name] | found if name in self.nonfinite else found
+        self.log("step", float(self.trainer.global_step + 1))  # Lightning counts from 0 otherwise: here N means N updates done
         self.log("train/loss", loss, prog_bar=True)
         self.log_dict({f"train/{name}": value for name, value in terms.items()})
         self.log("lr", self.learning_rate)
@@ -94,11 +98,36 @@ class RestorationTask(L.LightningModule):
         self.validation.update(restored=self.restore(batch["lq"]), lq=batch["lq"], hq=batch["hq"])
 
     def on_validation_epoch_end(self) -> None:
+        values = self.validation.compute()
         self.validated_step = self.trainer.global_step
+        self.validated = {name: float(value) for name, value in values.items()}
         self.log("step", float(self.validated_step))
-        self.log_dict({f"val/{name}": value for name, value in self.validation.compute().items()})
+        self.log_dict({f"val/{name}": value for name, value in values.items()})
         if self.trainer.is_global_zero:
             write_pictures(self.trainer, self.validation.strip())
 
+    def on_train_batch_end(self, *_: Any) -> None:
+        if self.trainer.global_step == self.trainer.max_steps:
+            self.trainer.should_stop = True  # so that Lightning validates after the last update too
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["config"] = self.config
+        """Adds what Lightning leaves out; its counts of batches go, for they depend on the number of ranks."""
+        del checkpoint["loops"]
+        state = {"rng": rng_state(), "unreadable": self.unreadable}
+        checkpoint |= {
+            "config": self.config,
+            "effective_batch": self.effective_batch,
+            "validated": {"step": self.validated_step, "metrics": self.validated},
+            "ranks": ranks.gather(state),
+            "run_ids": {
+                type(each).__name__: run_id for each in self.trainer.loggers if (run_id := getattr(each, "run_id", None))
+            },
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        resume_at(self.trainer, checkpoint["global_step"])
+        self.validated_step, self.validated = checkpoint["validated"]["step"], checkpoint["validated"]["metrics"]
+        if len(checkpoint["ranks"]) == self.trainer.world_size:
+            state = checkpoint["ranks"][self.trainer.global_rank]
+            set_rng_state(state["rng"])
+            self.unreadable = state["unreadable"]

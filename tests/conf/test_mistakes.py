@@ -61,7 +61,7 @@ MISTAKES = [
     ("network.depths=[]", "network.depths=[]: List should have at least 1 item"),
     ("network=null", "Config group override must be a string or a list. Got NoneType"),
     ("schedule=constant schedule.factor=2", "schedule.factor=2: Input should be less than or equal to 1"),
-    ("name=a/b", "name='a/b': String should match pattern"),
+    ("name=../b", "name='../b': String should match pattern"),
     ("validation.pictures=-1", "validation.pictures=-1: Input should be greater than or equal to 0"),
 ]
 

@@ -1,6 +1,8 @@
 """Runs as a user starts them: what they leave behind, going on, starting over, and bad input. In this process, for speed."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,8 +10,8 @@ import pytest
 import torch
 
 from models import official
-from tests.toy import TINY_DATA, TINY_NETWORK, TINY_RUN, write_photographs
-from train.logs import read_rows
+from tests.toy import ROOT, TINY_DATA, TINY_NETWORK, TINY_RUN, write_photographs
+from train.loggers import read_rows
 
 Cli = Callable[..., tuple[int, str]]
 
@@ -85,7 +87,7 @@ def test_two_attempts_equal_one(cli: Cli, tmp_path: Path, photographs: Path) -> 
     assert cli(*RUN, *root, "trainer.max_steps=2")[0] == 0
     code, printed = cli(*RUN, *root, "trainer.max_steps=4")
     assert code == 0
-    assert "continues from runs/run/checkpoints/last.ckpt" in printed
+    assert "continues from runs/run/checkpoints/step_0000002.ckpt" in printed
     parts = weights(tmp_path / "runs/run")
     assert parts.keys() == whole.keys()
     assert all(torch.equal(parts[name], whole[name]) for name in whole)
@@ -129,11 +131,70 @@ def test_an_export_starts_another_run(cli: Cli, tmp_path: Path, photographs: Pat
     assert "weights.pth" in printed
 
 
-def test_a_loss_that_is_not_finite_stops_with_its_terms(cli: Cli, photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("losses.pixel.Charbonnier.forward", lambda self, restored, hq: (restored - hq).sum() * float("nan"))
-    code, printed = cli(*RUN, f"data.root={photographs}")
+def poison(monkeypatch: pytest.MonkeyPatch, when: Callable[[int], bool]) -> None:
+    """The Charbonnier term is NaN on those of its calls, counted from 1 over all attempts."""
+    from losses.pixel import Charbonnier
+
+    whole, calls = Charbonnier.forward, 0
+
+    def forward(self: Charbonnier, restored: torch.Tensor, hq: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return whole(self, restored, hq) * (float("nan") if when(calls) else 1)
+
+    monkeypatch.setattr(Charbonnier, "forward", forward)
+
+
+def test_an_update_that_is_not_finite_is_skipped(
+    cli: Cli, tmp_path: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = ["checkpoint.every_n_steps=1", "checkpoint.keep=9", "optimizer=adamw", "optimizer.weight_decay=0.1"]
+    poison(monkeypatch, lambda call: call == 3)
+    code, printed = cli(*RUN, f"data.root={photographs}", "trainer.max_steps=4", *steps)
+    assert code == 0, printed
+    assert "update 3 is skipped (1 in a row): not finite: charbonnier" in printed
+    assert "1 updates were skipped" in printed
+    states = [
+        torch.load(tmp_path / f"runs/run/checkpoints/step_000000{n}.ckpt", weights_only=True)["state_dict"] for n in (2, 3, 4)
+    ]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0]), "weights and EMA, decay included"
+    assert any(not torch.equal(states[1][name], states[2][name]) for name in states[0])
+    assert [row["train/loss"] for row in read_rows(tmp_path / "runs/run/metrics.csv") if row["train/loss"]][2] == "nan"
+    assert json.loads((tmp_path / "runs/run/summary.json").read_text())["updates_skipped"] == 1
+
+
+def test_several_in_a_row_go_back_once(cli: Cli, tmp_path: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = ["trainer.max_steps=6", "checkpoint.every_n_steps=2", "guard.max_in_a_row=2"]
+    assert cli(*RUN, f"data.root={photographs}", *steps)[0] == 0
+    whole, rows = weights(tmp_path / "runs/run"), read_rows(tmp_path / "runs/run/metrics.csv")
+    (tmp_path / "runs").rename(tmp_path / "whole")
+    poison(monkeypatch, lambda call: call in (4, 5))  # a fault of the machine: it doesn't come again
+    code, printed = cli(*RUN, f"data.root={photographs}", *steps)
+    assert code == 0, printed
+    assert (
+        "2 updates in a row were not finite (the last one: charbonnier): going back to the last good checkpoint, once"
+        in printed
+    )
+    assert "step_0000004.ckpt is later and is kept as step_0000004.ckpt.aside1" in printed, "written between the two"
+    assert "continues from runs/run/checkpoints/step_0000002.ckpt" in printed
+    again = weights(tmp_path / "runs/run")
+    assert all(torch.equal(again[name], whole[name]) for name in whole)
+    assert read_rows(tmp_path / "runs/run/metrics.csv") == rows
+
+
+def test_a_loss_that_stays_not_finite_ends_the_run(
+    cli: Cli, tmp_path: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, lambda call: call > 3)
+    steps = ["trainer.max_steps=9", "checkpoint.every_n_steps=2", "guard.max_in_a_row=2"]
+    code, printed = cli(*RUN, f"data.root={photographs}", *steps)
     assert code == 1
-    assert "the loss of update 1 is nan (charbonnier=nan): lower optimizer.lr (now 0.001)" in printed
+    assert "also after going back to the last good checkpoint: lower optimizer.lr (now 0.001)" in printed
+    assert all(torch.isfinite(value).all() for value in weights(tmp_path / "runs/run").values())
+    poison(monkeypatch, lambda call: True)
+    code, printed = cli(*RUN, f"data.root={photographs}", "name=never")  # shorter than guard.max_in_a_row
+    assert code == 1
+    assert "not one update was finite; there is no checkpoint to go back to: lower optimizer.lr" in printed
 
 
 @pytest.mark.filterwarnings("ignore:data.on_error=skip passes over")
@@ -216,9 +277,81 @@ def test_a_checkpoint_that_cannot_be_continued_is_named(cli: Cli, tmp_path: Path
     assert code == 1
     assert "00.png is not a whole checkpoint of a run" in printed
     whole = last.read_bytes()
-    last.unlink()
-    last.write_bytes(whole[: len(whole) // 2])
+    last.write_bytes(whole[: len(whole) // 2])  # step_0000002.ckpt is the same file
     code, printed = cli(*RUN, root, "trainer.max_steps=3")
+    assert code == 0, printed
+    assert "runs/run/checkpoints/step_0000002.ckpt is broken (its SHA-256 is not the one beside it" in printed
+    assert "starts at update 0" in printed
+    assert (tmp_path / "runs/run/checkpoints/step_0000002.ckpt.broken1").stat().st_size == len(whole) // 2
+    assert [row["step"] for row in read_rows(tmp_path / "runs/run/metrics.csv") if row["train/loss"]] == ["1", "2", "3"]
+
+
+def test_another_effective_batch_is_refused_and_the_same_in_other_parts_goes_on(
+    cli: Cli, tmp_path: Path, photographs: Path
+) -> None:
+    root = f"data.root={photographs}"
+    assert cli(*RUN, root)[0] == 0
+    code, printed = cli(*RUN, root, "data.batch_size=4", "trainer.max_steps=3")
     assert code == 1
-    assert "runs/run/checkpoints/last.ckpt is not a whole checkpoint of a run" in printed
-    assert "Traceback" not in printed
+    assert "effective batch (data.batch_size x devices x trainer.accumulate_grad_batches): 2 -> 4" in printed
+    code, printed = cli(*RUN, root, "data.batch_size=1", "trainer.accumulate_grad_batches=2", "trainer.max_steps=4")
+    assert code == 0, printed
+    assert "continues from runs/run/checkpoints/step_0000002.ckpt" in printed
+    rows = read_rows(tmp_path / "runs/run/metrics.csv")
+    assert [row["step"] for row in rows if row["train/loss"]] == ["1", "2", "3", "4"]
+    assert [row["step"] for row in rows if row["val/psnr"]] == ["2", "4"]
+    checkpoint = torch.load(tmp_path / "runs/run/checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["FaceData"] == {"samples": 8}
+
+
+def test_going_back_to_an_earlier_checkpoint(cli: Cli, tmp_path: Path, photographs: Path) -> None:
+    """resume=PATH goes on from there; the same command again goes on from where that came to."""
+    run = [*RUN, f"data.root={photographs}", "checkpoint.every_n_steps=1", "checkpoint.keep=9", "trainer.max_steps=4"]
+    folder = tmp_path / "runs/run/checkpoints"
+    assert cli(*run)[0] == 0
+    whole = weights(tmp_path / "runs/run")
+    back = "resume=runs/run/checkpoints/step_0000002.ckpt"
+    code, printed = cli(*run, back)
+    assert code == 0, printed
+    assert "continues from runs/run/checkpoints/step_0000002.ckpt" in printed
+    assert {"step_0000003.ckpt.aside1", "step_0000004.ckpt.aside1"} <= {path.name for path in folder.iterdir()}
+    assert all(torch.equal(weights(tmp_path / "runs/run")[name], whole[name]) for name in whole)
+    code, printed = cli(*run, back)
+    assert code == 0
+    assert "runs/run is finished" in printed
+    (folder / "step_0000001.ckpt").write_bytes(b"no")
+    code, printed = cli(*run, "resume=runs/run/checkpoints/step_0000001.ckpt")
+    assert code == 1
+    assert "resume=runs/run/checkpoints/step_0000001.ckpt is broken: its SHA-256" in printed
+
+
+def test_a_job_that_slurm_starts_again_goes_on(
+    cli: Cli, tmp_path: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """resume=never was obeyed the first time."""
+    run = [*RUN, f"data.root={photographs}", "resume=never"]
+    assert cli(*run)[0] == 0
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    code, printed = cli(*run, "trainer.max_steps=3")
+    assert code == 0, printed
+    assert "continues from runs/run/checkpoints/step_0000002.ckpt" in printed
+    assert not (tmp_path / "runs/run.old1").exists()
+
+
+def test_one_process_at_a_time(cli: Cli, tmp_path: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.rundir.LOCK_WAIT_S", 0.1)
+    (tmp_path / "runs").mkdir()
+    holder = (
+        "import sys, time; sys.path.insert(0, sys.argv[1]); from pathlib import Path; from train.rundir import lock;"
+        "f = lock(Path('runs/run')); print('held', flush=True); time.sleep(60)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", holder, str(ROOT)], cwd=tmp_path, stdout=subprocess.PIPE)
+    assert other.stdout is not None
+    assert other.stdout.readline() == b"held\n"
+    code, printed = cli(*RUN, f"data.root={photographs}")
+    assert code == 1
+    assert f"runs/run is being trained by process {other.pid} on " in printed
+    other.kill()
+    other.wait()
+    code, printed = cli(*RUN, f"data.root={photographs}")
+    assert code == 0, printed

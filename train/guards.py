@@ -1,0 +1,147 @@
+"""What stops a run before it does harm: signals that ask it to end, and numbers that are not finite."""
+
+import signal
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import lightning as L
+import torch
+from annotated_types import Ge
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+from torch.optim import Optimizer
+
+from train import ranks
+
+if TYPE_CHECKING:
+    from train.task import RestorationTask
+
+REQUEUE = 75  # exit code: "I was asked to end and saved everything; start me again" (EX_TEMPFAIL of sysexits.h)
+ASKING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+class Interrupted(Exception):
+    """A signal asked the run to end; everything up to `step` is saved."""
+
+    def __init__(self, signum: int, step: int) -> None:
+        self.signum, self.step = signum, step
+        name = signal.Signals(signum).name
+        super().__init__(f"{name}: everything up to update {step} is saved; the same command goes on from there")
+
+    @property
+    def exit_code(self) -> int:
+        return 130 if self.signum == signal.SIGINT else REQUEUE  # 130 as a shell says it of Ctrl-C
+
+
+class Diverged(Exception):
+    """Training can't go on from these weights; the ones of the last checkpoint are good."""
+
+    def __init__(self, step: int, reason: str) -> None:
+        self.step, self.reason = step, reason
+        super().__init__(f"update {step}: {reason}")
+
+
+class Signals:
+    """Within it SIGTERM, SIGUSR1 and the first Ctrl-C only leave a note, which train/checkpoint.py reads between two updates.
+
+    Saving inside a handler would meet half an update, and a collective there would hang.
+    """
+
+    received = 0
+
+    def __enter__(self) -> None:
+        Signals.received = 0
+        self._before = {signum: signal.signal(signum, self._note) for signum in ASKING}
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+        Signals.received = 0
+
+    @staticmethod
+    def _note(signum: int, frame: FrameType | None) -> None:
+        if signum == signal.SIGINT and Signals.received == signal.SIGINT:
+            raise KeyboardInterrupt
+        Signals.received = signum
+
+
+def stop_signal() -> int:
+    """The signal that asked this process to end, or 0."""
+    return Signals.received
+
+
+class NonFiniteGuard(Callback):
+    """Skips an update whose loss or gradients are NaN or infinite on any rank: weights, optimizer and EMA stay as they were.
+
+    A skipped update counts as one: the order of the samples does not shift. With an fp16 scaler, gradients alone are the
+    scaler's to judge.
+
+    Args: max_in_a_row: as many skipped updates in a row raise Diverged.
+    """
+
+    def __init__(self, *, max_in_a_row: Annotated[int, Ge(1)]) -> None:
+        self.max_in_a_row = max_in_a_row
+        self.in_a_row = self.skipped = 0
+        self._start = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"in_a_row": self.in_a_row, "skipped": self.skipped}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self.in_a_row, self.skipped = state_dict["in_a_row"], state_dict["skipped"]
+
+    def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
+        self._start = trainer.global_step
+
+    def on_train_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if self.in_a_row and self.in_a_row >= trainer.global_step - self._start:
+            raise Diverged(trainer.global_step, "not one update was finite")
+
+    def on_before_optimizer_step(  # type: ignore[override]
+        self, trainer: L.Trainer, task: "RestorationTask", optimizer: Optimizer
+    ) -> None:
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        names = [*task.nonfinite, "the gradient"]
+        row = torch.stack([*task.nonfinite.values(), _any_nonfinite(gradients)])
+        task.nonfinite = {}
+        rows = ranks.gather_rows(row.to(torch.uint8)).tolist()  # the one wait for the device in an update
+        found = {name: [n for n, row in enumerate(rows) if row[column]] for column, name in enumerate(names)}
+        found = {name: where for name, where in found.items() if where}
+        task.skip_update = bool(found)
+        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+        if not found or (scaled and set(found) == {"the gradient"}):
+            self.in_a_row = 0
+            return
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None  # an optimizer passes over parameters without one, momentum and decay included
+        self.in_a_row += 1
+        self.skipped += 1
+        self._report(trainer, found)
+
+    def _report(self, trainer: L.Trainer, found: dict[str, list[int]]) -> None:
+        # A term that is NaN makes the loss so, and that the gradient: the first cause is named.
+        terms = [name for name in found if name not in ("the loss", "the gradient")] or [next(iter(found))]
+        what = ", ".join(
+            name + (f" on rank {', '.join(map(str, found[name]))}" if trainer.world_size > 1 else "") for name in terms
+        )
+        step = trainer.global_step + 1
+        if trainer.is_global_zero:
+            print(f"update {step} is skipped ({self.in_a_row} in a row): not finite: {what}", flush=True)
+        if self.in_a_row >= self.max_in_a_row:
+            raise Diverged(step, f"{self.in_a_row} updates in a row were not finite (the last one: {what})")
+
+
+def _any_nonfinite(tensors: list[Tensor]) -> Tensor:
+    """() bool on the tensors' device."""
+    if not tensors:
+        return torch.tensor(False)
+    norms = torch.stack(torch._foreach_norm(tensors, ord=float("inf")))
+    return ~torch.isfinite(norms).all()
+
+
+def leave_signals_to_us(trainer: L.Trainer) -> None:
+    """Lightning's handlers talk to the other ranks from inside a signal handler, and it asks rank 0 before every batch."""
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    epoch_loop: Any = trainer.fit_loop.epoch_loop
+    epoch_loop._broadcast_sigterm_tensor = lambda: None

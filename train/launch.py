@@ -1,0 +1,104 @@
+"""Starting the processes of a run: one for each local device, all given one resolved configuration, none left behind."""
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from train.guards import REQUEUE, Interrupted, Signals
+
+SCRIPT = Path(__file__).parent.parent / "train.py"
+ERROR_FILE = "FACEWRIGHT_ERROR_FILE"  # where a process leaves its error for the one that started it
+GRACE_S = {True: 120.0, False: 3.0}  # for the others, once one has ended: after an interruption rank 0 may still be saving
+
+
+class Failed(Exception):
+    """A process that was started here failed; the message is its own."""
+
+
+def launch(config: dict[str, Any], local_ranks: int | None = None) -> None:
+    """Runs a resolved configuration in fresh processes of this machine, and returns when all have ended well.
+
+    One that fails ends the others: they may be waiting for it. Signals are passed on.
+
+    Args:   local_ranks: how many of the run's ranks this machine has; None starts one process, which sees to that itself.
+    Raises: Failed with the first error; Interrupted when they saved and ended as asked.
+    """
+    with tempfile.TemporaryDirectory(prefix="facewright") as folder, Signals():
+        file = Path(folder) / "config.json"
+        file.write_text(json.dumps(config))
+        places = _places(local_ranks, config["trainer"]["num_nodes"]) if local_ranks else [{}]
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, str(SCRIPT), "--resolved", str(file)],
+                env=os.environ | places[rank] | {ERROR_FILE: str(Path(folder) / f"error_{rank}")},
+                start_new_session=True,  # a Ctrl-C reaches them from here, once
+            )
+            for rank in range(len(places))
+        ]
+        try:
+            _wait(ranks)
+        finally:
+            for process in ranks:
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+                process.wait()
+        signum = Signals.received
+        codes = [process.returncode for process in ranks]
+        errors = sorted(Path(folder).glob("error_*"), key=lambda path: path.stat().st_mtime_ns)
+        if not any(codes):
+            return
+        if errors:
+            raise Failed(errors[0].read_text())
+        if signum or set(codes) <= {0, REQUEUE, 130}:
+            raise Interrupted(signum or signal.SIGTERM, -1)
+        rank = next(n for n, code in enumerate(codes) if code)
+        killed = f"was killed by {signal.Signals(-codes[rank]).name}" if codes[rank] < 0 else f"ended with code {codes[rank]}"
+        raise Failed(f"rank {rank} {killed} (a SIGKILL from outside is often the machine's memory running out)")
+
+
+def _places(local_ranks: int, nodes: int) -> list[dict[str, str]]:
+    """What Lightning's default environment reads in a process that somebody else started."""
+    shared = {
+        "MASTER_ADDR": os.environ.get("MASTER_ADDR", "127.0.0.1"),
+        "MASTER_PORT": os.environ.get("MASTER_PORT") or _free_port(),
+        "NODE_RANK": os.environ.get("NODE_RANK", "0"),
+        "WORLD_SIZE": str(local_ranks * nodes),
+    }
+    return [shared | {"LOCAL_RANK": str(rank)} for rank in range(local_ranks)]
+
+
+def _free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def _wait(ranks: list[subprocess.Popen[bytes]]) -> None:
+    passed_on, deadline = 0, float("inf")
+    while any(process.poll() is None for process in ranks) and time.monotonic() < deadline:
+        if Signals.received != passed_on:
+            passed_on = Signals.received
+            for process in ranks:
+                process.send_signal(passed_on)
+        ended = [process.returncode for process in ranks if process.returncode]
+        if ended and deadline == float("inf"):
+            deadline = time.monotonic() + GRACE_S[ended[0] in (REQUEUE, 130)]
+        time.sleep(0.05)
+
+
+def die_with_parent() -> None:
+    """A process that was started here does not outlive the one that started it, not even after a SIGKILL (Linux)."""
+    parent = os.getppid()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        os._exit(1)

@@ -1,0 +1,265 @@
+"""Loggers that go on where the attempt before was cut off: over all attempts at a run, every value stands once.
+
+An attempt may be killed at update M and go on from a checkpoint of N < M. Before it trains, `cut_after(N)` of each logger
+drops what stands after N (W&B, which can't, is not sent it again), and what stands at N itself is not logged twice.
+"""
+
+import csv
+import io
+import os
+import secrets
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers.logger import rank_zero_experiment
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+
+PICTURE = "val/lq_restored_hq"
+
+
+def picture_path(run: Path, step: int) -> Path:
+    return run / "samples" / f"step_{step:07d}.png"
+
+
+class Attempt:
+    """What one attempt at a run has to leave out: `epoch`, which is always 0, and what stands at the update it goes on from."""
+
+    start = -1
+    standing: frozenset[str] = frozenset()  # names of what is logged at `start` already: its validation may be repeated
+
+    def news(self, values: Mapping[str, Any], step: int) -> dict[str, Any]:
+        return {k: v for k, v in values.items() if k != "epoch" and not (step == self.start and k in self.standing)}
+
+
+class CsvLogger(Attempt, Logger):
+    """Every logged row in one file, `metrics.csv`. Lightning's own CSVLogger deletes the file of the attempt before."""
+
+    def __init__(self, *, directory: str) -> None:
+        super().__init__()
+        self.path = Path(directory) / "metrics.csv"
+        self.columns: list[str] = []
+
+    @property
+    def name(self) -> str:
+        return ""
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @rank_zero_only
+    def log_hyperparams(self, *_: Any, **__: Any) -> None:
+        """The resolved config lies beside the file."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:  # type: ignore[override] # Lightning gives it
+        if not (values := self.news(metrics, step)):
+            return
+        row = {"step": step, **values}
+        if not self.columns:
+            self.columns, _ = _read(self.path)
+        if new := [key for key in row if key not in self.columns]:
+            self.columns += new
+            self._rewrite(read_rows(self.path))
+        line = io.StringIO(newline="")
+        csv.DictWriter(line, self.columns, restval="").writerow(row)
+        with self.path.open("ab", buffering=0) as file:
+            file.write(line.getvalue().encode())  # one system call: a kill leaves the whole row or none
+        if "val/psnr" in row:
+            from train.logs import draw_curves  # that module imports this one
+
+            draw_curves(self.path.parent)
+
+    @rank_zero_only
+    def cut_after(self, step: int) -> None:
+        """Drops the rows of updates that will be done again, and a last row that is not whole."""
+        if self.path.exists():
+            self.columns, rows = _read(self.path)
+            rows = [row for row in rows if int(row["step"]) <= step]
+            self._rewrite(rows)
+            self.start = step
+            self.standing = frozenset(key for row in rows if int(row["step"]) == step for key in row if row[key])
+
+    def _rewrite(self, rows: list[dict[str, str]]) -> None:
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self.columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+        _replace(self.path, text.getvalue().encode())
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The whole rows of a metrics.csv, values as they stand there."""
+    return _read(path)[1]
+
+
+def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Columns and rows. A kill or a power loss can leave half a line at the end, or zeros: no row."""
+    if not path.exists():
+        return [], []
+    with path.open(newline="") as file:
+        reader = csv.DictReader(line for line in file if line.endswith("\n"))
+        rows = [row for row in reader if row["step"].isdigit() and None not in (*row, *row.values())]
+    return list(reader.fieldnames or []), rows
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Whatever happens meanwhile, `path` is the whole old file or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name("writing.tmp")  # TensorBoard reads whatever has tfevents in its name
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+class TensorBoard(Attempt, TensorBoardLogger):
+    """One events file for each attempt, in one folder; each is rid of what a later attempt did again."""
+
+    def __init__(self, *, save_dir: str, name: str, version: str) -> None:
+        super().__init__(save_dir, name, version)
+
+    @rank_zero_only
+    def log_hyperparams(self, *_: Any, **__: Any) -> None:
+        """The resolved config lies beside the folder; without metrics to compare Lightning would log hp_metric = -1."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:  # type: ignore[override] # Lightning gives it
+        super().log_metrics(self.news(metrics, step), step)
+
+    @rank_zero_only
+    def log_picture(self, picture: Tensor, step: int) -> None:
+        """picture: (3, h, w) in [0, 1]."""
+        for name, value in self.news({PICTURE: picture}, step).items():
+            self.experiment.add_image(name, value, step)
+
+    @rank_zero_only
+    def save(self) -> None:
+        """After every row, so that a kill loses none. Lightning's would write an empty hparams.yaml too."""
+        self.experiment.flush()
+
+    @rank_zero_only
+    def cut_after(self, step: int) -> None:
+        """Rewrites the events files without the records of later steps (one without a step counts as 0), and without a last
+        record that is not whole. Checksums are in Python: about 10 MB/s."""
+        from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        standing: set[str] = set()
+        for path in sorted(Path(self.log_dir).glob("events.out.tfevents.*")):
+            records = [(Event.FromString(record), record) for record in RawEventFileLoader(str(path)).Load()]
+            kept = [record for event, record in records if event.step <= step]
+            standing |= {value.tag for event, _ in records if event.step == step for value in event.summary.value}
+            if sum(len(record) + 16 for record in kept) == path.stat().st_size:  # 16 bytes of length and checksums
+                continue
+            content = io.BytesIO()
+            for record in kept:
+                RecordWriter(content).write(record)
+            _replace(path, content.getvalue())
+        self.start, self.standing = step, frozenset(standing)
+
+
+class Wandb(WandbLogger):
+    """One W&B run for all attempts, its step our update. What was sent can't be taken back, so it is not sent again.
+
+    A killed attempt loses what W&B had not yet written (offline 32 KiB or some seconds, online what was not yet uploaded).
+    The next one asks the server, or reads the offline files, for the last step that arrived, and fills up from metrics.csv.
+    """
+
+    def __init__(self, *, save_dir: str, project: str, name: str) -> None:
+        super().__init__(name, save_dir, project=project)
+        self.folder = Path(save_dir)
+        self.arrived = -1  # the last step that stands at W&B
+        self._row: dict[str, Any] = {}
+        self._row_step = -1
+
+    @property
+    def run_id(self) -> str | None:
+        """None before the first attempt."""
+        path = self.folder / "wandb_id"
+        return (path.read_text().strip() or None) if path.exists() else None
+
+    @run_id.setter
+    def run_id(self, value: str) -> None:
+        _replace(self.folder / "wandb_id", value.encode())
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """Lightning's would make another axis of the step, beside W&B's own, and give each attempt another id."""
+        import wandb
+
+        if self._experiment is None:
+            if wandb.run is not None:
+                wandb.finish()  # an earlier run in this process, such as a job of a sweep: init would return that one
+            self.run_id = self.run_id or secrets.token_hex(5)
+            self._id = self.run_id
+            self._experiment = wandb.init(
+                dir=self.save_dir, project=self._project, name=self._name, id=self._id, resume="allow"
+            )
+        return self._experiment
+
+    @rank_zero_only
+    def cut_after(self, step: int) -> None:
+        """Finds out what arrived, and sends what did not of the updates that will not be done again."""
+        run = self.experiment
+        files = (self.folder / "wandb").glob(f"*run-*/run-{self.run_id}.wandb")
+        self.arrived = max(map(_last_step, files), default=-1) if run.offline else run.starting_step - 1
+        for row in read_rows(self.folder / "metrics.csv"):
+            if self.arrived < (at := int(row["step"])) <= step:
+                self.log_metrics({key: float(value) for key, value in row.items() if value and key != "step"}, at)
+                if (picture := picture_path(self.folder, at)).exists():
+                    self.log_image(PICTURE, [str(picture)], at)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int) -> None:  # type: ignore[override] # Lightning gives it
+        """W&B closes a step for good when it writes it, so a row is held back until all of its step is here."""
+        if step <= self.arrived:
+            return
+        if step != self._row_step:
+            self._send(commit=True)
+        self._row |= {key: value for key, value in metrics.items() if key != "epoch"}
+        self._row_step = step
+
+    @rank_zero_only
+    def log_picture(self, picture: Tensor, step: int) -> None:
+        """picture: (3, h, w) in [0, 1]."""
+        self.log_image(PICTURE, [picture], step)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """After a failure the row stays back: the next attempt may complete it, and has it from metrics.csv."""
+        if status == "success":
+            self._send(commit=False)  # a validation after the training may add to it
+
+    def _send(self, commit: bool) -> None:
+        if self._row:
+            self.experiment.log(self._row, step=self._row_step, commit=commit)
+        self._row = {}
+
+
+def _last_step(path: Path) -> int:
+    """The last step in a .wandb file, -1 if there is none. W&B writes LevelDB's log format behind 7 bytes of its own: blocks of
+    32 KiB of fragments, each with checksum, length and kind (1 a whole record, 2 to 4 its first, middle and last part)."""
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined] # made by protobuf
+
+    data, at, record, last = path.read_bytes(), 7, b"", -1
+    while at + 7 <= len(data):
+        if (left := 32768 - at % 32768) < 7:
+            at += left
+            continue
+        length, kind = struct.unpack_from("<HB", data, at + 4)
+        fragment = data[at + 7 : at + 7 + length]
+        if kind not in (1, 2, 3, 4) or len(fragment) < length:
+            break  # the end of a file whose writer was killed
+        at += 7 + length
+        record = fragment if kind in (1, 2) else record + fragment
+        if kind in (1, 4) and (parsed := Record.FromString(record)).HasField("history"):
+            last = parsed.history.step.num
+    return last

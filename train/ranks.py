@@ -1,0 +1,101 @@
+"""What the processes of one run (its ranks) tell each other, so that all of them do the same."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import lightning as L
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from train.rundir import flatten
+
+T = TypeVar("T")
+
+
+class SaidByRankZero(Exception):
+    """Rank 0 failed with this error and says it; the other ranks end with it, silently."""
+
+
+def join(trainer: L.Trainer) -> None:
+    """Connects the ranks before anything is decided; Lightning finds the connection there later."""
+    if trainer.world_size > 1:
+        trainer.strategy.setup_environment()
+
+
+def connected() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def rank() -> int:
+    return dist.get_rank() if connected() else 0
+
+
+def gather(value: T) -> list[T]:
+    """The values of all ranks, by rank."""
+    if not connected():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def gather_rows(row: Tensor) -> Tensor:
+    """(n) of each rank to (ranks, n), on the row's device."""
+    if not connected():
+        return row[None]
+    rows = [torch.empty_like(row) for _ in range(dist.get_world_size())]
+    dist.all_gather(rows, row)
+    return torch.stack(rows)
+
+
+def highest(values: list[int], device: torch.device) -> list[int]:
+    """The largest of each value over all ranks."""
+    if not connected():
+        return values
+    tensor = torch.tensor(values, device=device)
+    dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    return tensor.tolist()
+
+
+def decided_by_rank_zero(decide: Callable[[], T]) -> T:
+    """What `decide` returns on rank 0, where alone it runs; if it fails there, every rank ends.
+
+    Raises: on rank 0 what `decide` raised, SaidByRankZero on the others.
+    """
+    if not connected():
+        return decide()
+    message: list[Any] = [None, None]
+    failure: Exception | None = None
+    if rank() == 0:
+        try:
+            message[0] = decide()
+        except Exception as error:
+            failure, message[1] = error, str(error)
+    dist.broadcast_object_list(message, src=0)
+    if failure is not None:
+        raise failure
+    if message[1] is not None:
+        raise SaidByRankZero(message[1])
+    return message[0]
+
+
+def check_same_config(config: dict[str, Any]) -> None:
+    """Raises ValueError on every rank when the ranks were not given one and the same resolved configuration."""
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+    if len(set(gather(digest))) == 1:
+        return
+    configs = [flatten(each) for each in gather(config)]
+    keys = sorted({key for each in configs for key in each if any(other.get(key) != each[key] for other in configs)})
+    values = "; ".join(
+        f"{key}: {', '.join(f'{each.get(key)!r} on rank {n}' for n, each in enumerate(configs))}" for key in keys
+    )
+    raise ValueError(f"the ranks were given different configurations ({values}): start every rank with the same command")
+
+
+def launched_from_outside() -> bool:
+    """True in a process that is one of several ranks already: our own launch, torchrun, srun."""
+    return "LOCAL_RANK" in os.environ or (int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ)

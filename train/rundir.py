@@ -1,0 +1,110 @@
+"""A run's folder: one process at a time, one configuration, and the checkpoint that an attempt goes on from."""
+
+import fcntl
+import json
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+RUNS = Path("runs")
+# Keys that may differ between two attempts at one run: they change where and how long it runs, not what it computes.
+MAY_DIFFER = (
+    *("resume", "preflight", "logger", "checkpoint", "guard", "data.num_workers"),
+    *("trainer.max_steps", "trainer.enable_progress_bar", "trainer.accelerator", "trainer.strategy"),
+    # The effective batch is their product with data.batch_size; it must not change, and is compared on its own.
+    *("trainer.devices", "trainer.num_nodes", "trainer.accumulate_grad_batches", "data.batch_size"),
+)
+
+
+def flatten(node: Any, path: str = "") -> dict[str, Any]:
+    """Dotted key -> value of every leaf."""
+    if not isinstance(node, dict) or not node:
+        return {path: node}
+    return {key: value for name, child in node.items() for key, value in flatten(child, f"{path}.{name}".lstrip(".")).items()}
+
+
+def differing_keys(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """`key: old -> new` for every leaf that differs, but for MAY_DIFFER."""
+    old, new = flatten(before), flatten(now)
+    return [
+        f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key, "absent") != new.get(key, "absent")
+        and not any(key == name or key.startswith(f"{name}.") for name in MAY_DIFFER)
+    ]
+
+
+def listed(different: list[str]) -> str:
+    return f"{', '.join(different[:8])}{' …' if len(different) > 8 else ''}"
+
+
+LOCK_WAIT_S = 5.0  # an attempt that was just killed may still be going down
+
+
+def lock(directory: Path) -> TextIO:
+    """Held until the process ends, however it ends, or until `release`.
+
+    Raises: ValueError: another process trains here; the message says which.
+    """
+    path = directory.with_name(f".{directory.name}.lock")  # beside it: the folder itself may be renamed
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("a+")
+    deadline = time.monotonic() + LOCK_WAIT_S
+    while True:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process alone: its data workers don't inherit it
+            break
+        except OSError:
+            if time.monotonic() > deadline:
+                file.seek(0)
+                owner = file.read().strip() or "another process"
+                file.close()
+                raise ValueError(
+                    f"{directory} is being trained by {owner}: wait for it, end it, or give this run its own name=…"
+                ) from None
+            time.sleep(0.2)
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+    file.flush()
+    return file
+
+
+def release(file: TextIO, directory: Path) -> None:
+    """Gives the lock back; where nothing was written, nothing is left."""
+    if not directory.exists():
+        Path(file.name).unlink()
+        for folder in (directory.parent, *directory.parent.parents):
+            if folder == Path("."):
+                break
+            try:
+                folder.rmdir()
+            except OSError:  # not empty
+                break
+    file.close()
+
+
+def set_aside(path: Path, suffix: str) -> Path:
+    """Renames a file or folder to the first free NAME.suffixN and returns the new path."""
+    number = 1
+    while (aside := path.with_name(f"{path.name}.{suffix}{number}")).exists():
+        number += 1
+    path.rename(aside)
+    return aside
+
+
+def write_text(path: Path, text: str) -> None:
+    """The file has its old or its new content, whatever happens in between."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read_summary(directory: Path) -> dict[str, Any] | None:
+    """summary.json of a run that reached its last update, or None."""
+    path = directory / "summary.json"
+    return json.loads(path.read_text()) if path.exists() else None
