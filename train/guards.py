@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from train.task import RestorationTask
 
 REQUEUE = 75  # exit code: "I was asked to end and saved everything; start me again" (EX_TEMPFAIL of sysexits.h)
-ASKING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+NEAR_LIMIT = (signal.SIGUSR1, signal.SIGUSR2)  # SLURM, as it was told, when the time limit is near (submitit takes the second)
+ASKING = (signal.SIGTERM, *NEAR_LIMIT, signal.SIGINT)
 
 
 class Interrupted(Exception):
@@ -42,21 +43,21 @@ class Diverged(Exception):
 
 
 class Signals:
-    """Within it SIGTERM, SIGUSR1 and the first Ctrl-C only leave a note, which train/checkpoint.py reads between two updates.
+    """Within it SIGTERM, SIGUSR1, SIGUSR2 and the first Ctrl-C only leave a note; train/checkpoint.py reads it between updates.
 
     Saving inside a handler would meet half an update, and a collective there would hang.
     """
 
-    received = 0
+    received = 0  # stays so until the outermost of them ends
 
     def __enter__(self) -> None:
-        Signals.received = 0
         self._before = {signum: signal.signal(signum, self._note) for signum in ASKING}
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
-        Signals.received = 0
+        if self._note not in self._before.values():
+            Signals.received = 0
 
     @staticmethod
     def _note(signum: int, frame: FrameType | None) -> None:

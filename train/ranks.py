@@ -9,6 +9,12 @@ from typing import Any, TypeVar
 import lightning as L
 import torch
 import torch.distributed as dist
+from lightning.fabric.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 from torch import Tensor
 
 from train.rundir import flatten
@@ -97,5 +103,24 @@ def check_same_config(config: dict[str, Any]) -> None:
 
 
 def launched_from_outside() -> bool:
-    """True in a process that is one of several ranks already: our own launch, torchrun, srun."""
-    return "LOCAL_RANK" in os.environ or (int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in os.environ)
+    """True in a process that is one of several ranks already: of our own launch, torchrun or srun."""
+    return "LOCAL_RANK" in os.environ or in_srun()
+
+
+def in_srun() -> bool:
+    """True in a task of an srun with several; the batch script of such a job itself is none."""
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+
+
+def environment(nodes: int) -> ClusterEnvironment:
+    """Where Lightning reads ranks and addresses. Left to itself it takes a batch script for an srun, and waits for the others.
+
+    Raises: ValueError: a run on several nodes was started on one of them alone.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return TorchElasticEnvironment()
+    if "LOCAL_RANK" not in os.environ and in_srun():
+        return SLURMEnvironment(auto_requeue=False)
+    if nodes > 1 and "NODE_RANK" not in os.environ and "SLURM_JOB_ID" in os.environ:
+        raise ValueError(f"trainer.num_nodes={nodes}: in a SLURM job, start it with srun, so that every node runs it")
+    return LightningEnvironment()

@@ -206,7 +206,7 @@ def make_trainer(config: dict[str, Any]) -> L.Trainer:
             default_root_dir=directory,
             logger=loggers,
             callbacks=[*callbacks, *([Progress()] if settings["enable_progress_bar"] else [])],
-            plugins=[AtomicFiles()],
+            plugins=[AtomicFiles(), ranks.environment(settings["num_nodes"])],
             max_epochs=-1,
             check_val_every_n_epoch=None,  # a run is one endless epoch
             num_sanity_val_steps=0,
@@ -240,10 +240,14 @@ def announce(config: dict[str, Any], task: RestorationTask, trainer: L.Trainer, 
 def prepare(config: dict[str, Any], directory: Path, trainer: L.Trainer, step: int) -> None:
     """Writes the resolved config, and cuts logged rows of updates that will be done again."""
     directory.mkdir(parents=True, exist_ok=True)
-    write_text(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
+    file = directory / "config.yaml"
+    if step == 0 and file.exists() and differing_keys(plain(OmegaConf.load(file)), config):
+        (directory / "wandb_id").unlink(missing_ok=True)  # what another configuration sent before it failed is another run
+    write_text(file, OmegaConf.to_yaml(OmegaConf.create(config)))
     loggers: Any = trainer.loggers  # train/loggers.py
     for logger in loggers:
         logger.cut_after(step)
+        logger.log_hyperparams(config)
 
 
 @rank_zero_only

@@ -66,23 +66,23 @@ class Sweep:
         return cls(folder=f"{name}.sweep" if name != "sweep" else name, keys=keys)
 
     def prepare(self, config: DictConfig) -> Job:
-        """The job of a composed configuration, named and checked. Raises ConfigError."""
+        """The job of a composed configuration, named and checked; what is wrong with it stands in its error."""
         overrides = (override.partition("=") for override in HydraConfig.get().overrides.task)
         varied = {key.lstrip("+"): value for key, _, value in overrides if key in self.keys}
         with open_dict(config):
             config.name = f"{self.folder}/{job_name(varied)}"
         job = Job(plain(config), varied)
         self.jobs.append(job)
-        job.config = check(config)
+        try:
+            job.config = check(config)
+        except ConfigError as error:
+            job.error = str(error)
         return job
 
     def run(self, config: DictConfig) -> float | None:
         """Runs one job in a process of its own and returns what it reached, which a search goes by; None if it failed."""
-        try:
-            job = self.prepare(config)
-        except ConfigError as error:
-            return self.close(self.jobs[-1], str(error))
-        if not is_finished(job.config):
+        job = self.prepare(config)
+        if not job.error and not is_finished(job.config):
             print(f"\n{self.folder}, job {len(self.jobs)}: {job.name}", flush=True)
             try:
                 launch(job.config)
@@ -90,24 +90,22 @@ class Sweep:
                 job.status = "interrupted"
                 sys.exit(ended.exit_code)  # the whole sweep ends; issued again it goes on here
             except Failed as error:
-                return self.close(job, str(error))
+                job.error = str(error)
         return self.close(job)
 
-    def close(self, job: Job, error: str = "") -> float | None:
+    def close(self, job: Job) -> float | None:
         """Notes how a job ended and returns its score."""
-        job.error = error or ("" if is_finished(job.config) else "it ended before its last update")
+        monitor = job.config["checkpoint"]["monitor"]
+        if not job.error and is_finished(job.config):
+            summary = read_summary(RUNS / job.config["name"])
+            assert summary is not None
+            job.values = {name: value for name, value in summary["val"].items() if isinstance(value, int | float)}
+            job.error = "" if job.scored else f"the validation has no {monitor} (checkpoint.monitor)"
+        elif not job.error:
+            job.error = "it ended before its last update"
         job.status = "failed" if job.error else "finished"
         if job.error:
             print(f"error: {job.name}: {job.error}", file=sys.stderr, flush=True)
-            return None
-        summary = read_summary(RUNS / job.config["name"])
-        assert summary is not None
-        job.values = {name: value for name, value in summary["val"].items() if isinstance(value, int | float)}
-        if not job.scored:
-            job.status, job.error = (
-                "failed",
-                f"the validation has no {job.config['checkpoint']['monitor']} (checkpoint.monitor)",
-            )
         return job.score if job.scored else None
 
     def report(self) -> list[Job]:

@@ -97,7 +97,7 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def test_a_half_written_csv_row_is_dropped_and_the_next_attempt_goes_on(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
-    path.write_text("step,train/loss\r\n1,0.5\r\n2,0.12")
+    path.write_text("step,train/loss\r\n1,0.5\r\n2\r\n2,0.1,2\r\n2,0.12")
     assert read_rows(path) == [{"step": "1", "train/loss": "0.5"}]  # 0.12 may have been 0.125
     path.unlink()
     attempt(CsvLogger(directory=str(tmp_path)), start=0, end=6)

@@ -1,0 +1,162 @@
+"""Runs as SLURM jobs: submitted with submitit, requeued before their time limit, waited for."""
+
+import getpass
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import submitit
+from annotated_types import Ge, Gt
+from omegaconf import DictConfig, open_dict
+from pydantic.dataclasses import dataclass
+
+from train.config import ConfigError
+from train.guards import NEAR_LIMIT, Signals
+from train.rundir import RUNS, write_text
+from train.sweep import Job, Sweep, is_finished
+
+ROOT = Path(__file__).parent.parent
+
+
+def task(config: dict[str, Any]) -> None:
+    """What every task of a SLURM job runs: one rank of a run.
+
+    After the sign that the time limit is near rank 0 puts the job back into the queue. After SIGTERM it does not:
+    on a preemption SLURM does so itself, and a job that was cancelled stays so.
+    """
+    from train import cli
+
+    with Signals():  # in place of submitit's handlers
+        try:
+            cli.train(config)
+        except SystemExit:
+            if Signals.received in NEAR_LIMIT and os.environ["SLURM_PROCID"] == "0":
+                subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
+            raise
+
+
+@dataclass(kw_only=True)
+class Resources:
+    """What a job asks SLURM for: the keys of conf/hydra/launcher/slurm.yaml, where each is explained."""
+
+    timeout_min: Annotated[int, Ge(1)]
+    signal_delay_s: Annotated[int, Ge(1)]
+    partition: str | None
+    gpus_per_node: Annotated[int, Ge(0)] | Literal["auto"]
+    cpus_per_task: Annotated[int, Ge(1)] | Literal["auto"]
+    mem: str | None
+    options: dict[str, Any]
+    setup: list[str]
+    poll_s: Annotated[float, Gt(0)]
+
+    def sbatch(self, config: dict[str, Any]) -> dict[str, Any]:
+        """submitit's names for them. Raises ConfigError when the number of tasks can't be told from the configuration."""
+        trainer = config["trainer"]
+        if not isinstance(trainer["devices"], int):
+            raise ConfigError(f"trainer.devices={trainer['devices']!r}: a job needs a number, as in trainer.devices=4")
+        gpus = trainer["devices"] if self.gpus_per_node == "auto" and trainer["accelerator"] != "cpu" else self.gpus_per_node
+        return {
+            "job_name": config["name"].replace("/", "."),
+            "time": self.timeout_min,
+            "signal_delay_s": self.signal_delay_s,
+            "nodes": trainer["num_nodes"],
+            "ntasks_per_node": trainer["devices"],
+            "cpus_per_task": config["data"]["num_workers"] + 1 if self.cpus_per_task == "auto" else self.cpus_per_task,
+            "setup": self.setup,
+            "srun_args": ["--kill-on-bad-exit=1"],  # a rank that fails ends the others, which may be waiting for it
+            "additional_parameters": {"requeue": True, **self.options},
+            **({"gpus_per_node": gpus} if gpus not in (0, "auto") else {}),
+            **({"partition": self.partition} if self.partition else {}),
+            **({"mem": self.mem} if self.mem else {}),
+        }
+
+
+def run_jobs(
+    sweep: Sweep, configs: list[DictConfig], make_current: Callable[[DictConfig], None], resources: Resources
+) -> list[float | None]:
+    """Submits every job that is neither finished nor in the queue already, waits for all, and returns their scores.
+
+    Args: configs: composed, not yet resolved.     make_current: tells Hydra which of them it is about; it keeps a copy.
+    """
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    jobs: list[Job] = []
+    submitted: dict[str, Job] = {}  # SLURM's number of the job ->
+    for config in configs:
+        make_current(config)
+        with open_dict(config):
+            del config["hydra"]
+        job = sweep.prepare(config)
+        jobs.append(job)
+        if job.error or is_finished(job.config):
+            continue
+        try:
+            submitted[_in_queue(job) or _submit(job, resources)] = job
+        except ConfigError as error:
+            job.error = str(error)
+    _wait(submitted, resources.poll_s)
+    for number, job in submitted.items():
+        if not is_finished(job.config):
+            job.error = _error(job, number)
+    return [sweep.close(job) for job in jobs]
+
+
+def _folder(job: Job) -> Path:
+    """Of submitit's files and the logs: beside the run's folder."""
+    return (RUNS / job.config["name"]).with_name(f"{job.name}.slurm")
+
+
+def _submit(job: Job, resources: Resources) -> str:
+    executor = submitit.SlurmExecutor(folder=_folder(job))
+    executor.update_parameters(**resources.sbatch(job.config))
+    number = executor.submit(task, job.config).job_id
+    write_text(_folder(job) / "job", number)
+    print(f"{job.config['name']}: submitted as SLURM job {number}; log: {_folder(job)}/{number}_0_log.out", flush=True)
+    return number
+
+
+def _in_queue(job: Job) -> str | None:
+    """The number of the job that an earlier command submitted for this run, if it has not ended."""
+    file = _folder(job) / "job"
+    number = file.read_text() if file.exists() else None
+    if number is None or number not in _alive():
+        return None
+    print(f"{job.config['name']}: is SLURM job {number} already", flush=True)
+    return number
+
+
+def _alive() -> dict[str, str]:
+    """Number -> state of this user's jobs that have not ended. Works without accounting, which sacct would need."""
+    command = ["squeue", "-h", "-u", getpass.getuser(), "-o", "%A %T %r"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    states = (line.split(maxsplit=2) for line in done.stdout.splitlines())
+    return {number: state if reason == "None" else f"{state} ({reason})" for number, state, reason in states}
+
+
+def _wait(submitted: dict[str, Job], poll_s: float) -> None:
+    """Until none of them is in the queue; says what becomes of each."""
+    said = dict.fromkeys(submitted, "")
+    while said:
+        time.sleep(poll_s)
+        try:
+            alive = _alive()
+        except subprocess.CalledProcessError as error:  # the controller is busy or restarting
+            print(f"squeue: {error.stderr.strip()}; asking again", file=sys.stderr, flush=True)
+            continue
+        for number, before in list(said.items()):
+            if (now := alive.get(number, "ended")) != before:
+                print(f"{submitted[number].config['name']}: SLURM job {number}: {now}", flush=True)
+            said[number] = now
+            if number not in alive:
+                del said[number]
+
+
+def _error(job: Job, number: str) -> str:
+    """What the log says of a job that ended before its last update."""
+    logs = sorted(_folder(job).glob(f"{number}_*_log.err"))
+    errors = [line for log in logs for line in log.read_text().splitlines() if line.startswith("error: ")]
+    reason = errors[-1].removeprefix("error: ") if errors else "it ended before its last update"
+    return f"{reason} (SLURM job {number}, log in {_folder(job)})"
