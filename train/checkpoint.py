@@ -14,8 +14,9 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Callback
 
 from train import ranks
-from train.guards import Diverged, Interrupted, stop_signal
+from train.guards import Diverged
 from train.rundir import set_aside, write_text
+from train.signals import Interrupted, stop_signal
 
 if TYPE_CHECKING:
     from train.task import RestorationTask
@@ -55,6 +56,10 @@ class Checkpoints(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best = [(float(value), int(step)) for value, step in state_dict["best"]]
 
+    def on_fit_start(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.is_global_zero:  # an attempt may have been killed before it did
+            self._tidy(Path(trainer.default_root_dir) / "checkpoints")
+
     def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
         self._done_step = self._saved_step = trainer.global_step
         self._saved_at = time.monotonic()
@@ -70,7 +75,8 @@ class Checkpoints(Callback):
 
     def _update_done(self, trainer: L.Trainer, task: "RestorationTask", last: bool = False) -> None:
         step = self._done_step = trainer.global_step
-        due = step % self.every_n_steps == 0 or last or self._is_best(task, step)
+        best = self._is_best(task, step)  # in any case: it takes note
+        due = best or last or step % self.every_n_steps == 0
         due = due or (self.every_s is not None and time.monotonic() - self._saved_at >= self.every_s)
         signum, save = ranks.highest([stop_signal(), int(due)], trainer.strategy.root_device)
         if save or signum:

@@ -85,10 +85,10 @@ def train(config: dict[str, Any]) -> None:
     """One training in this process, and its error as one message."""
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-    from train.guards import Interrupted
     from train.launch import Failed
     from train.ranks import SaidByRankZero
     from train.run import run
+    from train.signals import Interrupted
 
     try:
         run(config)

@@ -15,28 +15,11 @@ from omegaconf import DictConfig, open_dict
 from pydantic.dataclasses import dataclass
 
 from train.config import ConfigError
-from train.guards import NEAR_LIMIT, Signals
+from train.launch import slurm_task
 from train.rundir import RUNS, write_text
 from train.sweep import Job, Sweep, is_finished
 
 ROOT = Path(__file__).parent.parent
-
-
-def task(config: dict[str, Any]) -> None:
-    """What every task of a SLURM job runs: one rank of a run.
-
-    After the sign that the time limit is near rank 0 puts the job back into the queue. After SIGTERM it does not:
-    on a preemption SLURM does so itself, and a job that was cancelled stays so.
-    """
-    from train import cli
-
-    with Signals():  # in place of submitit's handlers
-        try:
-            cli.train(config)
-        except SystemExit:
-            if Signals.received in NEAR_LIMIT and os.environ["SLURM_PROCID"] == "0":
-                subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
-            raise
 
 
 @dataclass(kw_only=True)
@@ -112,7 +95,7 @@ def _folder(job: Job) -> Path:
 def _submit(job: Job, resources: Resources) -> str:
     executor = submitit.SlurmExecutor(folder=_folder(job))
     executor.update_parameters(**resources.sbatch(job.config))
-    number = executor.submit(task, job.config).job_id
+    number = executor.submit(slurm_task, job.config).job_id
     write_text(_folder(job) / "job", number)
     print(f"{job.config['name']}: submitted as SLURM job {number}; log: {_folder(job)}/{number}_0_log.out", flush=True)
     return number

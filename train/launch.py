@@ -13,10 +13,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from train.guards import REQUEUE, Interrupted, Signals
+from train.signals import NEAR_LIMIT, REQUEUE, Interrupted, Signals
 
 SCRIPT = Path(__file__).parent.parent / "train.py"
 ERROR_FILE = "FACEWRIGHT_ERROR_FILE"  # where a process leaves its error for the one that started it
+PARENT = "FACEWRIGHT_PARENT"  # that one's id
 GRACE_S = {True: 120.0, False: 3.0}  # for the others, once one has ended: after an interruption rank 0 may still be saving
 
 
@@ -39,13 +40,14 @@ def launch(config: dict[str, Any], local_ranks: int | None = None) -> None:
         ranks = [
             subprocess.Popen(
                 [sys.executable, str(SCRIPT), "--resolved", str(file)],
-                env=os.environ | places[rank] | {ERROR_FILE: str(Path(folder) / f"error_{rank}")},
+                env=os.environ | places[rank] | {ERROR_FILE: str(Path(folder) / f"error_{rank}"), PARENT: str(os.getpid())},
                 start_new_session=True,  # a Ctrl-C reaches them from here, once
             )
             for rank in range(len(places))
         ]
         try:
             _wait(ranks)
+            killed = [n for n, process in enumerate(ranks) if (process.returncode or 0) < 0]  # by others than us
         finally:
             for process in ranks:
                 with contextlib.suppress(ProcessLookupError):
@@ -56,13 +58,15 @@ def launch(config: dict[str, Any], local_ranks: int | None = None) -> None:
         errors = sorted(Path(folder).glob("error_*"), key=lambda path: path.stat().st_mtime_ns)
         if not any(codes):
             return
+        if killed and not signum:  # what the others say follows from it
+            name = signal.Signals(-codes[killed[0]]).name
+            raise Failed(f"rank {killed[0]} was killed by {name} (SIGKILL is often the machine's memory running out)")
         if errors:
             raise Failed(errors[0].read_text())
         if signum or set(codes) <= {0, REQUEUE, 130}:
             raise Interrupted(signum or signal.SIGTERM, -1)
         rank = next(n for n, code in enumerate(codes) if code)
-        killed = f"was killed by {signal.Signals(-codes[rank]).name}" if codes[rank] < 0 else f"ended with code {codes[rank]}"
-        raise Failed(f"rank {rank} {killed} (a SIGKILL from outside is often the machine's memory running out)")
+        raise Failed(f"rank {rank} ended with code {codes[rank]}")
 
 
 def _places(local_ranks: int, nodes: int) -> list[dict[str, str]]:
@@ -97,8 +101,24 @@ def _wait(ranks: list[subprocess.Popen[bytes]]) -> None:
 
 def die_with_parent() -> None:
     """A process that was started here does not outlive the one that started it, not even after a SIGKILL (Linux)."""
-    parent = os.getppid()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent:
+    if os.getppid() != int(os.environ[PARENT]):  # it died before that
         os._exit(1)
+
+
+def slurm_task(config: dict[str, Any]) -> None:
+    """What every task of a SLURM job runs: one rank of a run.
+
+    After the sign that the time limit is near rank 0 puts the job back into the queue. After SIGTERM it does not:
+    on a preemption SLURM does so itself, and a job that was cancelled stays so.
+    """
+    with Signals():  # in place of submitit's handlers
+        from train import cli
+
+        try:
+            cli.train(config)
+        except SystemExit:
+            if Signals.received in NEAR_LIMIT and os.environ["SLURM_PROCID"] == "0":
+                subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
+            raise

@@ -19,11 +19,12 @@ from models import official
 from train import ranks
 from train.checkpoint import AtomicFiles, damage, load, newest_whole, step_files, step_of
 from train.config import plain
-from train.guards import Diverged, NonFiniteGuard, Signals, leave_signals_to_us
+from train.guards import Diverged, NonFiniteGuard, leave_signals_to_us
 from train.launch import launch
 from train.loggers import CsvLogger
 from train.logs import Progress, draw_curves
 from train.rundir import RUNS, differing_keys, listed, lock, read_summary, release, set_aside, write_text
+from train.signals import Signals
 from train.task import RestorationTask
 from train.times import StepTimes
 

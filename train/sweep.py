@@ -15,9 +15,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from train.config import ConfigError, check, plain
-from train.guards import Interrupted
 from train.launch import Failed, launch
 from train.rundir import RUNS, differing_keys, read_summary, write_text
+from train.signals import Interrupted
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Job:
 class Sweep:
     """The jobs of one `-m` command.
 
-    Args: folder: of all their runs, below runs/.     keys: what varies.
+    Args: folder: of all their runs, below runs/.     keys: what varies; none where one run is submitted to a cluster.
     """
 
     def __init__(self, *, folder: str, keys: list[str]) -> None:
@@ -62,15 +62,16 @@ class Sweep:
         with hydra.initialize_config_dir(str(conf), version_base="1.3"):
             config = hydra.compose("train", overrides=fixed, return_hydra_config=True)
         keys = [*varied, *(config.hydra.sweeper.get("params") or {})]
-        name = "sweep" if {"model", "experiment", "name"} & set(keys) else config.name or "sweep"
-        return cls(folder=f"{name}.sweep" if name != "sweep" else name, keys=keys)
+        name = "sweep" if {"model", "experiment", "name"} & set(keys) else f"{config.name}.sweep"
+        return cls(folder=name if keys else str(config.name), keys=list(dict.fromkeys(keys)))
 
     def prepare(self, config: DictConfig) -> Job:
         """The job of a composed configuration, named and checked; what is wrong with it stands in its error."""
         overrides = (override.partition("=") for override in HydraConfig.get().overrides.task)
         varied = {key.lstrip("+"): value for key, _, value in overrides if key in self.keys}
-        with open_dict(config):
-            config.name = f"{self.folder}/{job_name(varied)}"
+        if self.keys:  # else it is one run, submitted to a cluster
+            with open_dict(config):
+                config.name = f"{self.folder}/{job_name(varied)}"
         job = Job(plain(config), varied)
         self.jobs.append(job)
         try:
@@ -110,17 +111,17 @@ class Sweep:
 
     def report(self) -> list[Job]:
         """Writes sweep.md, sweep.csv and sweep.png, prints the table, and returns the jobs that failed."""
-        if not self.jobs:
-            return []
+        if not self.jobs or not self.keys:
+            return [job for job in self.jobs if job.status == "failed"]
         folder = RUNS / self.folder
         folder.mkdir(parents=True, exist_ok=True)
         sign = -1 if self.jobs[0].config["checkpoint"]["mode"] == "maximize" else 1
         jobs = sorted((job for job in self.jobs if job.scored), key=lambda job: sign * job.score)  # the best first
         jobs += [job for job in self.jobs if not job.scored]
         names = list(dict.fromkeys(name for job in jobs for name in job.values))
-        header = ["job", *dict.fromkeys(self.keys), "status", *names]
+        header = ["job", *self.keys, "status", *names]
         rows = [
-            [job.name, *(job.varied.get(key, "") for key in dict.fromkeys(self.keys)), job.status]
+            [job.name, *(job.varied.get(key, "") for key in self.keys), job.status]
             + [f"{job.values[name]:.4f}" if name in job.values else "" for name in names]
             for job in jobs
         ]
@@ -139,7 +140,7 @@ class Sweep:
 
 def job_name(varied: dict[str, str]) -> str:
     """`optimizer.lr=1e-4,degradation=light`: fit for a folder; what had to be changed for that gets a hash behind it."""
-    full = ",".join(f"{key}={value}" for key, value in varied.items()) or "job"
+    full = ",".join(f"{key}={value}" for key, value in varied.items())
     safe = re.sub(r"[^A-Za-z0-9._=,+-]", "-", full)[:150]
     return safe if safe == full else f"{safe}-{hashlib.sha256(full.encode()).hexdigest()[:8]}"
 

@@ -67,7 +67,10 @@ class RestorationTask(L.LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
         """Stochastic depth draws by (seed, sample position) too: the same after any restart, different on each rank."""
         entropy = [self.config["seed"], int(batch["position"][0])]
-        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
+        seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would prepare each kind of device, at 0.1 ms and more
+        if self.device.type != "cpu":
+            torch.get_device_module(self.device).manual_seed(seed)
         self.batch_began_at = time.perf_counter()  # after a checkpoint was written; read by train/times.py
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -81,11 +84,14 @@ class RestorationTask(L.LightningModule):
         for name, value in {"the loss": loss, **terms}.items():
             found = ~torch.isfinite(value)
             self.nonfinite[name] = self.nonfinite[name] | found if name in self.nonfinite else found
-        self.log("step", float(self.trainer.global_step + 1))  # Lightning counts from 0 otherwise: here N means N updates done
+        self.unreadable += int(batch["unreadable"].sum())
+        update = self.trainer.global_step + 1
+        if update % self.trainer.log_every_n_steps:
+            return  # Lightning would write no row of it either, but a value it is given costs it as much as a small layer
+        self.log("step", float(update))  # Lightning counts from 0 otherwise: here N means N updates done
         self.log("train/loss", loss, prog_bar=True)
         self.log_dict({f"train/{name}": value for name, value in terms.items()})
         self.log("lr", self.learning_rate)
-        self.unreadable += int(batch["unreadable"].sum())
 
     @property
     def learning_rate(self) -> float:

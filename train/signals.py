@@ -1,0 +1,50 @@
+"""Signals that ask a run to end. Imports nothing heavy: the handlers must stand before torch is loaded."""
+
+import signal
+from types import FrameType, TracebackType
+
+REQUEUE = 75  # exit code: "I was asked to end and saved everything; start me again" (EX_TEMPFAIL of sysexits.h)
+NEAR_LIMIT = (signal.SIGUSR1, signal.SIGUSR2)  # SLURM, as it was told, when the time limit is near (submitit takes the second)
+ASKING = (signal.SIGTERM, *NEAR_LIMIT, signal.SIGINT)
+
+
+class Interrupted(Exception):
+    """A signal asked the run to end; everything up to `step` is saved."""
+
+    def __init__(self, signum: int, step: int) -> None:
+        self.signum, self.step = signum, step
+        name = signal.Signals(signum).name
+        super().__init__(f"{name}: everything up to update {step} is saved; the same command goes on from there")
+
+    @property
+    def exit_code(self) -> int:
+        return 130 if self.signum == signal.SIGINT else REQUEUE  # 130 as a shell says it of Ctrl-C
+
+
+class Signals:
+    """Within it SIGTERM, SIGUSR1, SIGUSR2 and the first Ctrl-C only leave a note; train/checkpoint.py reads it between updates.
+
+    Saving inside a handler would meet half an update, and a collective there would hang.
+    """
+
+    received = 0  # stays so until the outermost of them ends
+
+    def __enter__(self) -> None:
+        self._before = {signum: signal.signal(signum, self._note) for signum in ASKING}
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+        if self._note not in self._before.values():
+            Signals.received = 0
+
+    @staticmethod
+    def _note(signum: int, frame: FrameType | None) -> None:
+        if signum == signal.SIGINT and Signals.received == signal.SIGINT:
+            raise KeyboardInterrupt
+        Signals.received = signum
+
+
+def stop_signal() -> int:
+    """The signal that asked this process to end, or 0."""
+    return Signals.received
