@@ -230,7 +230,8 @@ class Block(nn.Module):
 
     def __init__(self, dim: int, heads: int, window: int, shift: int, mlp_ratio: float, drop_path: float) -> None:
         super().__init__()
-        self.window, self.shift, self.drop_path = window, shift, drop_path
+        self.window, self.shift = window, shift
+        self.drop_attn, self.drop_mlp = StochasticDepth(drop_path), StochasticDepth(drop_path)
         self.norm1 = nn.LayerNorm(dim)
         self.attn = WindowAttention(dim, heads, window)
         self.norm2 = nn.LayerNorm(dim)
@@ -246,15 +247,29 @@ class Block(nn.Module):
             x = Reorder.apply(x.flatten(1, 2), shifted.back, shifted.order).view_as(windows)
         else:
             x = self.attn(x, None)
-        x = windows + self._drop(x)
-        return x + self._drop(self.mlp["fc2"](F.gelu(self.mlp["fc1"](self.norm2(x)))))
+        x = windows + self.drop_attn(x)
+        return x + self.drop_mlp(self.mlp["fc2"](F.gelu(self.mlp["fc1"](self.norm2(x)))))
 
-    def _drop(self, branch: Tensor) -> Tensor:
-        """Stochastic depth: the whole branch of a sample is dropped with probability drop_path, else scaled up."""
-        if not self.training or self.drop_path == 0:
+
+class StochasticDepth(nn.Module):
+    """Drops the whole branch of a sample with probability `rate`, else scales it up (Huang et al. 2016, arXiv:1603.09382).
+
+    `uniform`, (b,) in [0, 1), decides for the samples of the batch at hand: a task that knows which samples these are sets it,
+    so that a sample's draw does not depend on the batch it is in. None: torch's generator draws.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+        self.uniform: Tensor | None = None
+
+    def forward(self, branch: Tensor) -> Tensor:
+        """branch: (b, …); same shape out."""
+        if not self.training or self.rate == 0:
             return branch
-        keep = 1 - self.drop_path
-        return branch * branch.new_empty(branch.shape[0], 1, 1, 1).bernoulli_(keep).div_(keep)
+        uniform = torch.rand(branch.shape[0], device=branch.device) if self.uniform is None else self.uniform
+        kept = (uniform >= self.rate).to(branch.dtype) / (1 - self.rate)
+        return branch * kept.view(-1, *[1] * (branch.dim() - 1))
 
 
 class WindowAttention(nn.Module):

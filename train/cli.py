@@ -49,22 +49,26 @@ def with_hydra(task: Callable[[DictConfig], Any]) -> None:
 
 
 def train_composed(config: DictConfig) -> None:
-    from train.config import check  # torch and Lightning load only now: --help and --cfg stay quick
+    from train.config import ConfigError, check  # torch and Lightning load only now: --help and --cfg stay quick
 
-    train(check(config))
+    try:
+        checked = check(config)
+    except ConfigError as error:
+        fail(str(error))
+    train(checked)
 
 
 def sweep(arguments: list[str]) -> None:
     """Every combination in turn; ends non-zero naming the jobs that failed."""
-    from train.sweep import Sweep
+    from train.sweep import Sweep, is_swept
 
     try:
         planned = Sweep.plan(arguments, CONF)
     except (HydraException, ValueError) as error:
-        fail(explain(error, arguments))
+        fail(explain(error, [a for a in arguments if a.startswith("-") or not is_swept(a)]))
     # argparse takes overrides only in one stretch
     place = next((n for n, argument in enumerate(sys.argv) if n and "=" in argument and argument[0] != "-"), len(sys.argv))
-    sys.argv.insert(place, f"hydra.sweep.dir=runs/{planned.folder}")
+    sys.argv[place:place] = planned.settings
     sys.argv.insert(1, "--multirun")
 
     def run_job(config: DictConfig) -> float | None:
@@ -103,7 +107,16 @@ def train(config: dict[str, Any]) -> None:
             if not os.environ.get("FACEWRIGHT_ERROR_FILE"):
                 raise
             fail(traceback.format_exc())
-        fail(str(error))
+        fail(message_of(error))
+
+
+def message_of(error: Exception) -> str:
+    """Without the traceback that torch puts before it when a data worker raised it."""
+    text, kind = str(error), type(error)
+    if "in DataLoader worker process" not in text.partition("\n")[0]:
+        return text
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    return text.rpartition(f"\n{name}: ")[2].strip()
 
 
 def fail(message: str) -> NoReturn:
@@ -136,6 +149,7 @@ def help_text() -> str:
         "python train.py model=NAME [KEY=VALUE …]        train a published recipe",
         "python train.py experiment=NAME [KEY=VALUE …]   a few lines that differ from a recipe; experiment=demo needs nothing",
         "python train.py -m experiment=uphorse degradation=light,heavy data.root=DIR   a sweep: one run for each value",
+        "python train.py … preflight=true                does it fit, how long will it take? A few updates; nothing is kept",
         "python train.py … --cfg job                     print the resolved configuration",
         "",
         "Keys most often set: name, seed, resume=auto|never|PATH, init.ckpt, optimizer.lr, data.root, data.num_workers,",

@@ -48,6 +48,7 @@ RUN: dict[str, Any] = {
     "name": Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._=,+-]*(/[A-Za-z0-9][A-Za-z0-9._=,+-]*)*$")],
     "seed": Annotated[int, Interval(ge=0, lt=2**32)],
     "resume": Annotated[str, StringConstraints(min_length=1)],
+    "preflight": bool,
     "init.ckpt": str | None,
     "init.strict": bool,
     "ema_decay": Annotated[float, Interval(ge=0, lt=1)] | None,

@@ -12,5 +12,5 @@ class RegressionTask(RestorationTask):
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         restored = self.network(batch["lq"])  # (b, 3, h, w), about [0, 1], not clamped
         loss, terms = self.loss(restored=restored, hq=batch["hq"])
-        self.log_terms(loss, terms, batch)
+        self.log_terms(loss, terms)
         return loss

@@ -23,6 +23,7 @@ from train.guards import Diverged, NonFiniteGuard, leave_signals_to_us
 from train.launch import launch
 from train.loggers import CsvLogger
 from train.logs import Progress, draw_curves
+from train.memory import out_of_memory_explained
 from train.rundir import RUNS, differing_keys, listed, lock, read_summary, release, set_aside, write_text
 from train.signals import Signals
 from train.task import RestorationTask
@@ -38,13 +39,20 @@ def run(config: dict[str, Any]) -> None:
             when a signal asked for the end and everything is saved.
     """
     quieten()
+    if config["preflight"]:
+        config = config | {"logger": {}}  # its numbers are not the run's
     trainer = make_trainer(config)
     if trainer.world_size > 1 and not ranks.launched_from_outside():
         launch(config, trainer.num_devices)
         return
-    with Signals():
+    with Signals(), out_of_memory_explained(config, trainer):
         ranks.join(trainer)
-        ranks.check_same_config(config)
+        ranks.check_same_config(recorded(config))
+        if config["preflight"]:
+            from train.preflight import preflight  # it imports this module
+
+            preflight(config)
+            return
         directory, held = RUNS / config["name"], []
         ranks.decided_by_rank_zero(lambda: held.append(lock(directory)))
         try:
@@ -58,24 +66,15 @@ def run(config: dict[str, Any]) -> None:
 
 def attempt(config: dict[str, Any], trainer: L.Trainer, directory: Path) -> None:
     """From the last checkpoint, or the start, to the last update. Raises Diverged besides what `run` raises."""
-    record = {**config, "task": {"_target_": config["task"]["_target_"]}}  # the rest of task stands in the other groups
-    batch = config["data"]["batch_size"] * trainer.world_size * trainer.accumulate_grad_batches
+    record = recorded(config)
+    batch = effective_batch(config, trainer)
     checkpoint = ranks.decided_by_rank_zero(lambda: choose_checkpoint(record, directory))
     saved = load(checkpoint) if checkpoint else None
     if saved:
         check_continues(f"{checkpoint}", saved, record, batch)
         if finished(saved["global_step"], config, directory):
             return
-    L.seed_everything(config["seed"], verbose=False)
-    if torch.cuda.is_available():
-        torch.set_float32_matmul_precision("high")  # TF32
-    task: RestorationTask = build(config["task"])
-    task.config, task.effective_batch = record, batch
-    if config["init"]["ckpt"] and not checkpoint:
-        report = official.load_into(task.network, config["init"]["ckpt"], strict=config["init"]["strict"])
-        say(f"init.ckpt={config['init']['ckpt']}: {report}")
-        if task.ema:
-            task.ema.average.load_state_dict(task.network.state_dict())
+    task = make_task(config, trainer, fresh=checkpoint is None)
     data: L.LightningDataModule = build(config["data"])
     announce(config, task, trainer, checkpoint)
     prepare(record, directory, trainer, saved["global_step"] if saved else 0)
@@ -83,6 +82,32 @@ def attempt(config: dict[str, Any], trainer: L.Trainer, directory: Path) -> None
     if task.validated_step != trainer.global_step:
         trainer.validate(task, datamodule=data, verbose=False)
     write_summary(task, trainer, directory)
+
+
+def recorded(config: dict[str, Any]) -> dict[str, Any]:
+    """What describes a run: config.yaml, and the configuration in its checkpoints. All of task stands in the other groups."""
+    return {**config, "task": {"_target_": config["task"]["_target_"]}}
+
+
+def effective_batch(config: dict[str, Any], trainer: L.Trainer) -> int:
+    """Samples of an update, over all ranks."""
+    batch: int = config["data"]["batch_size"]
+    return batch * trainer.world_size * trainer.accumulate_grad_batches
+
+
+def make_task(config: dict[str, Any], trainer: L.Trainer, fresh: bool = True) -> RestorationTask:
+    """The task as the seed makes it; a fresh one has the weights of init.ckpt."""
+    L.seed_everything(config["seed"], verbose=False)
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")  # TF32
+    task: RestorationTask = build(config["task"])
+    task.config, task.effective_batch = recorded(config), effective_batch(config, trainer)
+    if config["init"]["ckpt"] and fresh:
+        report = official.load_into(task.network, config["init"]["ckpt"], strict=config["init"]["strict"])
+        say(f"init.ckpt={config['init']['ckpt']}: {report}")
+        if task.ema:
+            task.ema.average.load_state_dict(task.network.state_dict())
+    return task
 
 
 def go_back(config: dict[str, Any], directory: Path, error: Diverged) -> None:
@@ -115,6 +140,7 @@ def quieten() -> None:
         r".*does not have many workers",  # data.num_workers is the user's
         r"The `srun` command is available",
         r"It is recommended to use `self.log\(.*sync_dist=True",  # metrics are means over all ranks already
+        r"You have overridden `on_before_batch_transfer`",  # of the task, which knows what it reads there
         r".*treespec, LeafSpec.*",  # between Lightning and torch
     ):
         warnings.filterwarnings("ignore", message)
@@ -201,7 +227,8 @@ def make_trainer(config: dict[str, Any]) -> L.Trainer:
     # Lightning counts batches between validations; a recipe counts generator updates.
     interval = settings["val_check_interval"] * settings["accumulate_grad_batches"]
     loggers = [CsvLogger(directory=str(directory)), *(build(node) for node in config["logger"].values())]
-    callbacks = [StepTimes(file=directory / "times.csv"), build(config["guard"]), build(config["checkpoint"])]
+    # StepTimes after the guard, which waits for the device: kernels of the backward pass are not the optimizer's.
+    callbacks = [build(config["guard"]), StepTimes(file=directory / "times.csv"), build(config["checkpoint"])]
     try:
         trainer: L.Trainer = build({**settings, "val_check_interval": interval, "_partial_": True})(
             default_root_dir=directory,

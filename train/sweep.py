@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import io
+import logging
 import re
 import sys
 from dataclasses import dataclass, field
@@ -43,14 +44,20 @@ class Job:
         return self.values[self.config["checkpoint"]["monitor"]]
 
 
+def is_swept(argument: str) -> bool:
+    """True for an override that stands for several values, such as optimizer.lr=1e-4,5e-5."""
+    return OverridesParser.create().parse_override(argument).is_sweep_override()
+
+
 class Sweep:
     """The jobs of one `-m` command.
 
     Args: folder: of all their runs, below runs/.     keys: what varies; none where one run is submitted to a cluster.
+          settings: Hydra's own, which the command leaves open.
     """
 
-    def __init__(self, *, folder: str, keys: list[str]) -> None:
-        self.folder, self.keys = folder, keys
+    def __init__(self, *, folder: str, keys: list[str], settings: list[str]) -> None:
+        self.folder, self.keys, self.settings = folder, keys, settings
         self.jobs: list[Job] = []
 
     @classmethod
@@ -63,7 +70,17 @@ class Sweep:
             config = hydra.compose("train", overrides=fixed, return_hydra_config=True)
         keys = [*varied, *(config.hydra.sweeper.get("params") or {})]
         name = "sweep" if {"model", "experiment", "name"} & set(keys) else f"{config.name}.sweep"
-        return cls(folder=name if keys else str(config.name), keys=list(dict.fromkeys(keys)))
+        folder = name if keys else str(config.name)
+        settings: dict[str, Any] = {"hydra.sweep.dir": f"{RUNS}/{folder}"}
+        if "OptunaSweeper" in config.hydra.sweeper._target_:
+            logging.getLogger("optuna").setLevel(logging.WARNING)
+            # As its sampler is seeded, the same command proposes the same trials; failed ones are named at the end.
+            settings |= {"hydra.sweeper.direction": config.checkpoint.mode, "hydra.sweeper.max_failure_rate": 1.0}
+            settings |= {"hydra.sweeper.n_jobs": 1}
+            settings |= {"hydra.sweeper.sampler.seed": 0} if "seed" in config.hydra.sweeper.sampler else {}
+        given = {each.key_or_group for each in overrides}
+        left_open = [f"{key}={value}" for key, value in settings.items() if key not in given]
+        return cls(folder=folder, keys=list(dict.fromkeys(keys)), settings=left_open)
 
     def prepare(self, config: DictConfig) -> Job:
         """The job of a composed configuration, named and checked; what is wrong with it stands in its error."""
@@ -86,7 +103,8 @@ class Sweep:
         if not job.error and not is_finished(job.config):
             print(f"\n{self.folder}, job {len(self.jobs)}: {job.name}", flush=True)
             try:
-                launch(job.config)
+                devices = job.config["trainer"]["devices"]
+                launch(job.config, devices if isinstance(devices, int) and devices > 1 else None)
             except Interrupted as ended:
                 job.status = "interrupted"
                 sys.exit(ended.exit_code)  # the whole sweep ends; issued again it goes on here

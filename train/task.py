@@ -44,8 +44,10 @@ class RestorationTask(L.LightningModule):
         self.network, self.loss, self.validation = network, loss, validation
         self.make_optimizer, self.make_schedule = optimizer, schedule
         self.ema = EMA(network, ema_decay) if ema_decay is not None else None
+        self.random_depths: list[Any] = [m for m in network.modules() if hasattr(m, "uniform")]  # models.swinir.StochasticDepth
         self.validated_step = -1  # the update of the last validation, and metric -> value of it
         self.validated: dict[str, float] = {}
+        self.positions: list[int] = []  # of the samples of the batch at hand
         self.unreadable = 0  # times that data.on_error=skip passed over a file on this rank
         self.nonfinite: dict[str, Tensor] = {}  # loss term -> () bool: not finite in a batch since the last update
         self.batch_began_at = 0.0
@@ -64,13 +66,27 @@ class RestorationTask(L.LightningModule):
         schedule = self.make_schedule(optimizer=optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Reads on the CPU what the CPU needs: asking a GPU for it would wait for all it has to do."""
+        self.positions = batch["position"].tolist()
+        if self.trainer.training:
+            self.unreadable += int(batch["unreadable"].sum())
+        return batch
+
     def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
-        """Stochastic depth draws by (seed, sample position) too: the same after any restart, different on each rank."""
-        entropy = [self.config["seed"], int(batch["position"][0])]
-        seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would prepare each kind of device, at 0.1 ms and more
+        """What is drawn in an update follows from (seed, sample position): the same after any restart and on any rank."""
+        seed = self.config["seed"]
+        batch_seed = int(np.random.SeedSequence([seed, self.positions[0]]).generate_state(1)[0])
+        torch.default_generator.manual_seed(
+            batch_seed
+        )  # torch.manual_seed would prepare each kind of device, at 0.1 ms and more
         if self.device.type != "cpu":
-            torch.get_device_module(self.device).manual_seed(seed)
+            torch.get_device_module(self.device).manual_seed(batch_seed)
+        if self.random_depths:
+            count = len(self.random_depths)
+            draws = np.stack([np.random.default_rng([seed, p]).random(count, np.float32) for p in self.positions])
+            for depth, uniform in zip(self.random_depths, torch.from_numpy(draws).to(self.device).T, strict=True):
+                depth.uniform = uniform
         self.batch_began_at = time.perf_counter()  # after a checkpoint was written; read by train/times.py
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -78,15 +94,14 @@ class RestorationTask(L.LightningModule):
         if self.ema and not self.skip_update:
             self.ema.update(self.network)
 
-    def log_terms(self, loss: Tensor, terms: Mapping[str, Tensor], batch: Batch) -> None:
-        """Logs the total, each raw term and the learning rate; notes which are not finite, and the unreadable files."""
+    def log_terms(self, loss: Tensor, terms: Mapping[str, Tensor]) -> None:
+        """Logs the total, each raw term and the learning rate, and notes which are not finite."""
         loss = loss.detach()
         for name, value in {"the loss": loss, **terms}.items():
             found = ~torch.isfinite(value)
             self.nonfinite[name] = self.nonfinite[name] | found if name in self.nonfinite else found
-        self.unreadable += int(batch["unreadable"].sum())
         update = self.trainer.global_step + 1
-        if update % self.trainer.log_every_n_steps:
+        if update % self.trainer.log_every_n_steps and update != self.trainer.max_steps:  # type: ignore[attr-defined]
             return  # Lightning would write no row of it either, but a value it is given costs it as much as a small layer
         self.log("step", float(update))  # Lightning counts from 0 otherwise: here N means N updates done
         self.log("train/loss", loss, prog_bar=True)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.swinir import RGB_MEAN, Block, SwinIR, nearest_up_convolution, shift_windows, to_windows
+from models.swinir import RGB_MEAN, Block, StochasticDepth, SwinIR, nearest_up_convolution, shift_windows, to_windows
 
 TINY: dict[str, Any] = {
     "img_size": 16,
@@ -132,17 +132,19 @@ def test_gradient_checkpointing_gives_the_same_gradients(drop_path_rate: float) 
     torch.testing.assert_close(kept[True], kept[False])
 
 
-def test_drop_path_drops_whole_branches_and_keeps_their_mean() -> None:
-    block = Block(dim=4, heads=1, window=2, shift=0, mlp_ratio=1, drop_path=0.25).train()
-    branch = block._drop(torch.ones(4000, 2, 4, 4)).flatten(1)
+def test_stochastic_depth_drops_whole_branches_and_keeps_their_mean() -> None:
+    depth = StochasticDepth(0.25).train()
+    branch = depth(torch.ones(4000, 2, 4, 4)).flatten(1)
     assert (branch == branch[:, :1]).all()
     assert branch[:, 0].unique().tolist() == pytest.approx([0, 4 / 3])
     assert (branch[:, 0] == 0).float().mean().item() == pytest.approx(0.25, abs=0.03)  # 4 standard deviations
-    assert (block.eval()._drop(torch.ones(8, 2, 4, 4)) == 1).all()
+    depth.uniform = torch.tensor([0.2, 0.25, 0.9, 0.0])
+    assert depth(torch.ones(4, 3)).tolist() == [[0] * 3, [pytest.approx(4 / 3)] * 3, [pytest.approx(4 / 3)] * 3, [0] * 3]
+    assert (depth.eval()(torch.ones(8, 2, 4, 4)) == 1).all()
 
 
 def test_drop_path_rises_linearly_over_all_blocks() -> None:
-    rates = [m.drop_path for m in tiny(drop_path_rate=0.3).modules() if isinstance(m, Block)]
+    rates = [m.drop_attn.rate for m in tiny(drop_path_rate=0.3).modules() if isinstance(m, Block)]
     assert rates == pytest.approx([0, 0.1, 0.2, 0.3])
 
 

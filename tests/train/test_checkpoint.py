@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from train.checkpoint import AtomicFiles, Checkpoints, checksum_file, damage, newest_whole, step_files
-from train.guards import Diverged, Interrupted, Signals
+from train.guards import Diverged
+from train.signals import Interrupted, Signals
 
 
 class Trainer(SimpleNamespace):

@@ -304,6 +304,17 @@ def test_another_effective_batch_is_refused_and_the_same_in_other_parts_goes_on(
     assert checkpoint["FaceData"] == {"samples": 8}
 
 
+def test_stochastic_depth_draws_by_sample(cli: Cli, tmp_path: Path, photographs: Path) -> None:
+    """Not by batch: a batch of 2 and 2 batches of 1 drop the same branches, as 1 and 2 ranks do."""
+    root = ["network.drop_path_rate=0.5", "network.depths=[2,2]", f"data.root={photographs}", "loss=l1"]
+    assert cli(*RUN, *root)[0] == 0
+    assert cli(*RUN, *root, "data.batch_size=1", "trainer.accumulate_grad_batches=2", "name=parts")[0] == 0
+    assert cli(*RUN, *root, "network.drop_path_rate=0.0", "name=never")[0] == 0
+    one, parts, never = (weights(tmp_path / "runs" / name) for name in ("run", "parts", "never"))
+    assert all(torch.allclose(one[name], parts[name], atol=1e-5) for name in one)
+    assert any(not torch.allclose(one[name], never[name], atol=1e-4) for name in one), "they do matter"
+
+
 def test_going_back_to_an_earlier_checkpoint(cli: Cli, tmp_path: Path, photographs: Path) -> None:
     """resume=PATH goes on from there; the same command again goes on from where that came to."""
     run = [*RUN, f"data.root={photographs}", "checkpoint.every_n_steps=1", "checkpoint.keep=9", "trainer.max_steps=4"]

@@ -1,0 +1,187 @@
+"""preflight=true: does this configuration fit, how fast is it, and how long will the run take?
+
+A few updates of the run itself on its own data, one validation and one checkpoint, in a folder that is removed afterwards.
+"""
+
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from train import ranks
+from train.guards import Diverged
+from train.run import build, make_task, make_trainer, prepare, say
+from train.rundir import RUNS, lock, release
+from train.signals import Interrupted, stop_signal
+from train.task import RestorationTask
+from train.times import PARTS, StepTimes
+
+FEWEST = 3  # updates, the first of which warms up
+BUDGET_S = 60.0  # no update starts later, but for the fewest
+
+
+class Measure(Callback):
+    """Times what StepTimes leaves out, and ends the updates after BUDGET_S. The last callback: it comes after the others."""
+
+    def __init__(self, times: StepTimes) -> None:
+        self.times = times
+        self.sums = [dict(times.run)]  # seconds of each part after 0, 1, 2, … updates
+        self.validation_s = self.checkpoint_s = 0.0
+        self._began = self._mark = time.perf_counter()
+
+    def on_train_start(self, *_: Any) -> None:
+        self._began = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        if self.times.updates == len(self.sums) - 1:
+            return  # a part of an accumulated update
+        self.sums.append(dict(self.times.run))
+        late = self.times.updates >= FEWEST and time.perf_counter() - self._began > BUDGET_S
+        signum, stop = ranks.highest([stop_signal(), int(late)], trainer.strategy.root_device)
+        if signum:
+            raise Interrupted(signum, trainer.global_step)
+        trainer.should_stop = trainer.should_stop or bool(stop)
+        self._mark = time.perf_counter()
+
+    def on_validation_end(self, *_: Any) -> None:
+        self.validation_s, self._mark = time.perf_counter() - self._mark, time.perf_counter()
+
+    def on_train_end(self, *_: Any) -> None:
+        self.checkpoint_s = time.perf_counter() - self._mark  # train/checkpoint.py wrote it just before
+
+    def update_s(self, window: int) -> dict[str, float]:
+        """Seconds of each part, mean of the last `window` updates, the first left out where there is another."""
+        count = max(1, min(window, len(self.sums) - 2))
+        return {part: (self.sums[-1][part] - self.sums[-1 - count][part]) / count for part in PARTS}
+
+
+def preflight(config: dict[str, Any]) -> None:
+    """Prints the report. Every rank of the run calls it.
+
+    Raises: what the run itself would raise; FloatingPointError when not one update is finite.
+    """
+    # Batches that workers have ready before the first update flatter the data wait: two for each, then one from each is timed.
+    workers, accumulate = config["data"]["num_workers"], config["trainer"]["accumulate_grad_batches"]
+    window = max(FEWEST - 1, -(-workers // accumulate))
+    updates = min(1 + -(-2 * workers // accumulate) + window, config["trainer"]["max_steps"])
+    name = Path(config["name"])
+    short = {
+        **config,
+        "name": str(name.with_name(f".{name.name}.preflight")),  # a name that no run can have
+        "trainer": {**config["trainer"], "max_steps": updates, "val_check_interval": updates, "enable_progress_bar": False},
+        "checkpoint": {**config["checkpoint"], "every_n_steps": updates, "every_s": None},
+    }
+    directory, held = RUNS / short["name"], []
+    ranks.decided_by_rank_zero(lambda: held.append(lock(directory)))
+    try:
+        trainer = make_trainer(short)
+        task = make_task(short, trainer)
+        data: L.LightningDataModule = build(config["data"])
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        measure = Measure(next(callback for callback in callbacks if isinstance(callback, StepTimes)))
+        callbacks.append(measure)
+        activations = count_activations(task)
+        prepare(short, directory, trainer, 0)
+        trainer.fit(task, datamodule=data)
+        if trainer.is_global_zero:
+            say(report(config, task, trainer, measure.update_s(window), measure, sum(activations.values())))
+    except Diverged as error:
+        raise FloatingPointError(f"{error}: lower optimizer.lr, or check the loss") from error
+    finally:
+        for file in held:
+            shutil.rmtree(directory, ignore_errors=True)
+            release(file, directory)
+
+
+def count_activations(task: RestorationTask) -> dict[int, int]:
+    """Address -> bytes of what the task's next training step keeps for its backward pass; empty until then."""
+    step, found = task.training_step, dict[int, int]()
+
+    def training_step(*arguments: Any) -> Any:
+        del task.training_step  # back to the class's own
+        with saved_storages(task, found):
+            return step(*arguments)
+
+    task.training_step = training_step  # type: ignore[method-assign]
+    return found
+
+
+@contextmanager
+def saved_storages(module: nn.Module, found: dict[int, int]) -> Iterator[None]:
+    """Notes address -> bytes of each storage that autograd saves meanwhile, but for parameters and buffers."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*module.parameters(), *module.buffers())}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            found[storage.data_ptr()] = storage.nbytes()
+        return tensor.detach()  # the tensor itself could hold the graph that holds it
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield
+
+
+def report(
+    config: dict[str, Any],
+    task: RestorationTask,
+    trainer: L.Trainer,
+    parts: dict[str, float],
+    measure: Measure,
+    activations: int,
+) -> str:
+    """What is printed, a line for each question. parts: seconds of an update. activations: bytes."""
+    total, trainable = (sum(p.numel() for p in task.network.parameters() if p.requires_grad or all_) for all_ in (True, False))
+    state = [v for each in trainer.optimizers[0].state.values() for v in each.values() if isinstance(v, Tensor)]
+    network, ema = _bytes(task.network.state_dict().values()), _bytes(task.ema.state_dict().values()) if task.ema else 0
+    gradients, optimizer = _bytes(p for p in task.network.parameters() if p.requires_grad), _bytes(state)
+    others = _bytes([*task.parameters(), *task.buffers()]) - _bytes([*task.network.parameters(), *task.network.buffers()]) - ema
+    peak = ""
+    if (device := trainer.strategy.root_device).type == "cuda":
+        peak = f"; measured peak {_size(torch.cuda.max_memory_allocated())} of {_size(torch.cuda.mem_get_info(device)[1])}"
+
+    settings, checkpoint = config["trainer"], config["checkpoint"]
+    steps, update_s = settings["max_steps"], sum(parts.values())
+    validations = -(-steps // settings["val_check_interval"])
+    every_s = checkpoint["every_s"] or float("inf")
+    checkpoints = max(1, steps // checkpoint["every_n_steps"], int(steps * update_s / every_s))
+    whole_s = steps * update_s + validations * measure.validation_s + checkpoints * measure.checkpoint_s
+    file = (Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt").stat().st_size
+    files = checkpoint["keep"] + checkpoint["keep_best"] + 1
+    free = shutil.disk_usage(trainer.default_root_dir).free
+    wait, compute, optimizer_s = parts.values()
+    return f"""\
+preflight of {config["name"]} on {trainer.world_size} x {trainer.accelerator.name()}, {trainer.precision}, after \
+{trainer.global_step} updates
+  parameters   {trainable / 1e6:.2f} M trainable of {total / 1e6:.2f} M
+  memory       network {_size(network)}, gradients {_size(gradients)}, optimizer {_size(optimizer)}, EMA {_size(ema)}, \
+other networks {_size(others)}
+  activations  {_size(activations)} of a forward pass, batch {config["data"]["batch_size"]}{peak}
+  update       {update_s:.4g} s: data wait {wait:.4g}, forward and backward {compute:.4g}, optimizer {optimizer_s:.4g}
+  images/s     {task.effective_batch / update_s:.4g} (effective batch {task.effective_batch})
+  validation   {measure.validation_s:.3g} s
+  checkpoint   {measure.checkpoint_s:.3g} s, {_size(file)}
+  the run      {timedelta(seconds=round(whole_s))} for trainer.max_steps={steps}: updates \
+{timedelta(seconds=round(steps * update_s))}, {validations} validations \
+{timedelta(seconds=round(validations * measure.validation_s))}, {checkpoints} checkpoints \
+{timedelta(seconds=round(checkpoints * measure.checkpoint_s))}
+  disk         {_size(files * file)} for {files} checkpoints (checkpoint.keep={checkpoint["keep"]}, \
+keep_best={checkpoint["keep_best"]}, one being written); {_size(free)} free\
+{"" if files * file < free else " - NOT ENOUGH: lower checkpoint.keep or free some"}
+nothing of it is kept; the same command without preflight=true trains"""
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.3g} GiB" if count >= 2**30 else f"{count / 2**20:.3g} MiB"
