@@ -14,6 +14,7 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Callback
 
 from train import ranks
+from train.fsdp import local
 from train.guards import Diverged
 from train.rundir import set_aside, write_text
 from train.signals import Interrupted, stop_signal
@@ -98,7 +99,8 @@ class Checkpoints(Callback):
 
     def _save(self, trainer: L.Trainer, task: "RestorationTask") -> None:
         step = self._saved_step = trainer.global_step
-        if not all(torch.isfinite(p).all() for p in task.parameters()):
+        broken = not all(torch.isfinite(local(p)).all() for p in task.parameters())
+        if any(ranks.highest([int(broken)], trainer.strategy.root_device)):
             raise Diverged(step, "the weights are not finite")
         path = Path(trainer.default_root_dir) / "checkpoints" / f"step_{step:07d}.ckpt"
         trainer.save_checkpoint(path)

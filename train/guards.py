@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from train import ranks
+from train.fsdp import local
 
 if TYPE_CHECKING:
     from train.task import RestorationTask
@@ -53,7 +54,7 @@ class NonFiniteGuard(Callback):
     def on_before_optimizer_step(  # type: ignore[override]
         self, trainer: L.Trainer, task: "RestorationTask", optimizer: Optimizer
     ) -> None:
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        gradients = [local(p.grad) for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         names = [*task.nonfinite, "the gradient"]
         row = torch.stack([*task.nonfinite.values(), _any_nonfinite(gradients)])
         task.nonfinite = {}

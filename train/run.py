@@ -141,6 +141,7 @@ def quieten() -> None:
         r"The `srun` command is available",
         r"It is recommended to use `self.log\(.*sync_dist=True",  # metrics are means over all ranks already
         r"You have overridden `on_before_batch_transfer`",  # of the task, which knows what it reads there
+        r"FSDP2-wrapped module .* returned a view",  # nothing changes it in place
         r".*treespec, LeafSpec.*",  # between Lightning and torch
     ):
         warnings.filterwarnings("ignore", message)

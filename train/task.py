@@ -16,6 +16,7 @@ from data.batch import Batch
 from train import ranks
 from train.checkpoint import resume_at, rng_state, set_rng_state
 from train.ema import EMA
+from train.fsdp import shard
 from train.logs import write_pictures
 from train.validation import Validation
 
@@ -51,6 +52,7 @@ class RestorationTask(L.LightningModule):
         self.unreadable = 0  # times that data.on_error=skip passed over a file on this rank
         self.nonfinite: dict[str, Tensor] = {}  # loss term -> () bool: not finite in a batch since the last update
         self.batch_began_at = 0.0
+        self.sharded = False
         self.skip_update = False  # train/guards.py: the update that is being done leaves everything as it was
         # The resolved config and the samples an update consumes, of all ranks: saved in every checkpoint.
         self.config: dict[str, Any] = {}
@@ -60,6 +62,13 @@ class RestorationTask(L.LightningModule):
         """(b, 3, h, w) to (b, 3, h, w) in [0, 1], with the EMA where there is one."""
         network = self.ema.average if self.ema else self.network
         return network(lq).clamp(0, 1)
+
+    def configure_model(self) -> None:
+        """With trainer=fsdp, before every fit and validation: shares the network and its EMA out over the ranks."""
+        if self._device_mesh is not None and not self.sharded:
+            for network in [self.network, *([self.ema.average] if self.ema else [])]:
+                shard(network, self._device_mesh["data_parallel"])
+            self.sharded = True
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer(params=[p for p in self.network.parameters() if p.requires_grad])

@@ -32,7 +32,7 @@ CASES = [
 
 def test_nothing_is_overlooked() -> None:
     found = {group: len(names(group)) for group in ("model", "experiment", "loss", "data", "network", "trainer", "logger")}
-    assert found == {"model": 1, "experiment": 4, "loss": 5, "data": 3, "network": 2, "trainer": 5, "logger": 3}
+    assert found == {"model": 1, "experiment": 4, "loss": 5, "data": 3, "network": 2, "trainer": 6, "logger": 3}
     assert len(CASES) == 1 + 4 + 4 + 6 + 4 + 2 + 3
 
 
@@ -66,7 +66,7 @@ def test_a_trainer_preset_composes(cli: Cli, trainer: str, tmp_path: Path, monke
     code, printed = cli("model=swinir_ffhq", f"trainer={trainer}", "--cfg", "job", "--resolve")
     assert code == 0, printed
     settings = OmegaConf.create(printed)["trainer"]
-    expected = {"auto": (1, 1), "cpu": (1, 1), "gpu": (1, 1), "ddp": (5, 1), "slurm": (4, 2)}[trainer]
+    expected = {"auto": (1, 1), "cpu": (1, 1), "gpu": (1, 1), "ddp": (5, 1), "fsdp": (5, 1), "slurm": (4, 2)}[trainer]
     assert (settings.devices, settings.num_nodes) == expected
     assert settings.max_steps == 150_000
 
