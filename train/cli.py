@@ -149,6 +149,8 @@ def help_text() -> str:
         "python train.py model=NAME [KEY=VALUE …]        train a published recipe",
         "python train.py experiment=NAME [KEY=VALUE …]   a few lines that differ from a recipe; experiment=demo needs nothing",
         "python train.py -m experiment=uphorse degradation=light,heavy data.root=DIR   a sweep: one run for each value",
+        "python train.py -m hydra/sweeper=optuna … 'optimizer.lr=tag(log,interval(1e-5,1e-3))'   a search",
+        "python train.py [-m] hydra/launcher=slurm …     the same as SLURM jobs; docs/runs.md has more",
         "python train.py … preflight=true                does it fit, how long will it take? A few updates; nothing is kept",
         "python train.py … --cfg job                     print the resolved configuration",
         "",
