@@ -1,5 +1,6 @@
 """The command line around Hydra: --help that lists what exists, and one clear error in place of a traceback."""
 
+import errno
 import json
 import os
 import re
@@ -107,6 +108,8 @@ def train(config: dict[str, Any]) -> None:
             if not os.environ.get("FACEWRIGHT_ERROR_FILE"):
                 raise
             fail(traceback.format_exc())
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            fail(f"{error}: what was saved is whole; free space and give the same command again to go on")
         fail(message_of(error))
 
 
