@@ -17,14 +17,19 @@ class EMA(nn.Module):
         super().__init__()
         self.decay = decay
         self.average = deepcopy(network).eval().requires_grad_(False)
+        self._of: tuple[nn.Module] | None = None  # a tuple, so that it is not registered as a submodule
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
-        new, old = network.state_dict(), self.average.state_dict()
-        floats = [key for key, value in old.items() if value.is_floating_point()]
-        torch._foreach_lerp_([old[key] for key in floats], [new[key] for key in floats], 1 - self.decay)
-        for key in old.keys() - set(floats):
-            old[key].copy_(new[key])
+        if self._of is None or self._of[0] is not network:  # looked up once, as that takes longer than averaging
+            self._of = (network,)
+            new, old = network.state_dict(), self.average.state_dict()
+            floats = [key for key, value in old.items() if value.is_floating_point()]
+            self._floats = [old[key] for key in floats], [new[key] for key in floats]
+            self._rest = [(old[key], new[key]) for key in old.keys() - set(floats)]
+        torch._foreach_lerp_(*self._floats, 1 - self.decay)
+        for average, value in self._rest:
+            average.copy_(value)
 
     def train(self, mode: bool = True) -> "EMA":
         """Stays in eval mode, whatever its owner does."""

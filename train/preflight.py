@@ -19,7 +19,8 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from train import ranks
 from train.guards import Diverged
-from train.run import build, make_task, make_trainer, prepare, say
+from train.ranks import say
+from train.run import build, make_task, make_trainer, prepare
 from train.rundir import RUNS, lock, release
 from train.signals import Interrupted, stop_signal
 from train.task import RestorationTask

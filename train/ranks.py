@@ -15,6 +15,7 @@ from lightning.fabric.plugins.environments import (
     SLURMEnvironment,
     TorchElasticEnvironment,
 )
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from train.rundir import flatten
@@ -38,6 +39,13 @@ def connected() -> bool:
 
 def rank() -> int:
     return dist.get_rank() if connected() else 0
+
+
+@rank_zero_only
+def say(text: str) -> None:
+    """Prints it once, whatever the number of ranks."""
+    if text:
+        print(text, flush=True)
 
 
 def gather(value: T) -> list[T]:

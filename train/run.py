@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -17,14 +16,16 @@ from omegaconf import OmegaConf
 
 from models import official
 from train import ranks
-from train.checkpoint import AtomicFiles, damage, load, newest_whole, step_files, step_of
+from train.checkpoint import AtomicFiles, load
 from train.config import plain
 from train.guards import Diverged, NonFiniteGuard, leave_signals_to_us
 from train.launch import launch
 from train.loggers import CsvLogger
 from train.logs import Progress, draw_curves
 from train.memory import out_of_memory_explained
-from train.rundir import RUNS, differing_keys, listed, lock, read_summary, release, set_aside, write_text
+from train.ranks import say
+from train.resume import check_continues, choose_checkpoint, finished, last_good
+from train.rundir import RUNS, differing_keys, lock, release, write_text
 from train.signals import Signals
 from train.task import RestorationTask
 from train.times import StepTimes
@@ -125,12 +126,6 @@ def go_back(config: dict[str, Any], directory: Path, error: Diverged) -> None:
         raise FloatingPointError(f"{again}, also after going back to the last good checkpoint: {advice}") from again
 
 
-def last_good(folder: Path) -> Path | None:
-    """The newest whole checkpoint that was not written between updates that were not finite."""
-    whole = (path for path in reversed(step_files(folder)) if not damage(path))
-    return next((path for path in whole if not load(path)["callbacks"]["NonFiniteGuard"]["in_a_row"]), None)
-
-
 def quieten() -> None:
     """Leaves out what Lightning says about choices that were made on purpose, and its advertisements."""
     for name in ("lightning.pytorch", "lightning.fabric"):
@@ -147,80 +142,12 @@ def quieten() -> None:
         warnings.filterwarnings("ignore", message)
 
 
-@rank_zero_only
-def say(text: str) -> None:
-    if text:
-        print(text, flush=True)
-
-
 def build(node: dict[str, Any]) -> Any:
     """The object that a node describes. What its constructor raises comes through as it is."""
     try:
         return instantiate(OmegaConf.create(node), _convert_="all")
     except InstantiationException as error:
         raise error.__cause__ or error from None
-
-
-def choose_checkpoint(config: dict[str, Any], directory: Path) -> Path | None:
-    """The checkpoint to continue from, or None for a fresh start. An older run in the folder is moved aside, not deleted.
-
-    A job that SLURM starts again goes on, whatever its command says: `never` and PATH were obeyed the first time.
-    """
-    resume, folder = config["resume"], directory / "checkpoints"
-    started_again = int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
-    if resume not in ("auto", "never") and not Path(resume).is_file():
-        raise FileNotFoundError(f"resume={resume}: no such file; give auto, never or the path of a checkpoint")
-    last, news = newest_whole(folder)
-    say("\n".join(news))
-    if resume == "never" and not started_again:
-        if last or news:
-            say(f"resume=never: the run before is kept as {set_aside(directory, 'old')}")
-        return None
-    if last:  # without one nothing was trained here: an attempt that failed at once does not bind the next
-        different = differing_keys(plain(OmegaConf.load(directory / "config.yaml")), config)
-        if different:
-            raise ValueError(
-                f"{directory} holds a run with another configuration: {listed(different)}. Give this run its own name=… or "
-                "start over with resume=never (the old folder is kept under another name)"
-            )
-    if resume in ("auto", "never") or (last and (started_again or load(last)["config"]["resume"] == resume)):
-        return last
-    if reason := damage(Path(resume)):
-        raise ValueError(f"resume={resume} is broken: {reason}")
-    step = load(Path(resume))["global_step"]
-    for later in (path for path in step_files(folder) if step_of(path) > step):
-        say(f"resume={resume}: {later} is later and is kept as {set_aside(later, 'aside').name}")
-    return Path(resume)
-
-
-def check_continues(name: str, saved: dict[str, Any], config: dict[str, Any], effective_batch: int) -> None:
-    """Raises ValueError when a checkpoint can't go on under this configuration."""
-    parts = ("network", "ema_decay", "optimizer")
-    before, now = ({part: c[part] for part in parts} for c in (saved["config"], config))
-    different = differing_keys(before, now)
-    if saved["effective_batch"] != effective_batch:
-        different.append(
-            f"effective batch (data.batch_size x devices x trainer.accumulate_grad_batches): {saved['effective_batch']} -> "
-            f"{effective_batch}"
-        )
-    if different:
-        raise ValueError(
-            f"{name} was written with another configuration: {listed(different)}. Set these keys as they were, or take the "
-            "weights alone with init.ckpt=FILE"
-        )
-
-
-def finished(step: int, config: dict[str, Any], directory: Path) -> bool:
-    """True when all updates are done and summed up; a run that died in between still gets its summary."""
-    summary = read_summary(directory)
-    if step < config["trainer"]["max_steps"] or summary is None or summary["step"] != step:
-        return False
-    say(
-        f"{directory} is finished: {step} of trainer.max_steps={config['trainer']['max_steps']} updates are done. Raise "
-        "trainer.max_steps to go on (not under a schedule that spans the run, such as onecycle or cosine: that is another "
-        "run), or start over with resume=never or another name=…"
-    )
-    return True
 
 
 def make_trainer(config: dict[str, Any]) -> L.Trainer:

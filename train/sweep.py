@@ -93,6 +93,8 @@ class Sweep:
         self.jobs.append(job)
         try:
             job.config = check(config)
+            if job.config["preflight"]:
+                raise ConfigError("preflight=true looks at one configuration: leave out -m and what varies")
         except ConfigError as error:
             job.error = str(error)
         return job
