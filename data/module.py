@@ -1,5 +1,6 @@
 """FaceData: the loaders of a run. The only file here that knows Lightning."""
 
+import signal
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
@@ -16,7 +17,9 @@ from data.sources import Part, Source
 
 
 def one_thread(worker: int) -> None:
-    """Workers are the parallelism: OpenCV and torch stay on one thread in each."""
+    """Workers are the parallelism: OpenCV and torch stay on one thread. Signals are for the training process to answer."""
+    for signum in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT):
+        signal.signal(signum, signal.SIG_IGN)  # SLURM and a terminal send them to every process
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
 

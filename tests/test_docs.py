@@ -28,7 +28,7 @@ def test_the_commands_of_the_page_on_runs(tmp_path: Path) -> None:
     start, on, back, over, preflight, ranks, grid, search = printed
     assert "starts at update 0, ends at update 4" in start
     assert "continues from runs/first/checkpoints/step_0000004.ckpt, ends at update 6" in on
-    assert "step_0000006.ckpt is later and is kept as step_0000006.ckpt.aside1" in back
+    assert "is kept as step_0000006.ckpt.aside1" in back
     assert "the run before is kept as runs/first.old1" in over
     assert "images/s" in preflight
     assert "effective batch 8 = 4 a device x 2 devices" in ranks

@@ -103,8 +103,10 @@ class Checkpoints(Callback):
         if any(ranks.highest([int(broken)], trainer.strategy.root_device)):
             raise Diverged(step, "the weights are not finite")
         path = Path(trainer.default_root_dir) / "checkpoints" / f"step_{step:07d}.ckpt"
+        began = time.monotonic()
         trainer.save_checkpoint(path)
         self._saved_at = time.monotonic()
+        task.saving_s += self._saved_at - began
         if trainer.is_global_zero:
             link(path, "last.ckpt")
             self._tidy(path.parent)
@@ -115,6 +117,8 @@ class Checkpoints(Callback):
         best = [files[step] for _, step in self.best if step in files]
         if best:
             link(best[0], "best.ckpt")
+        else:
+            (folder / "best.ckpt").unlink(missing_ok=True)  # of updates that were taken back
         for path in list(files.values())[: -self.keep]:
             if path not in best:
                 path.unlink()
@@ -216,7 +220,7 @@ def load(path: Path) -> dict[str, Any]:
     """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        checkpoint["global_step"], checkpoint["config"]["network"]
+        checkpoint["global_step"], checkpoint["config"]["network"], checkpoint["effective_batch"], checkpoint["slurm_job"]
     except (RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
         reason = str(error).partition("\n")[0][:200]
         raise ValueError(

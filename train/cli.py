@@ -61,8 +61,12 @@ def train_composed(config: DictConfig) -> None:
 
 def sweep(arguments: list[str]) -> None:
     """Every combination in turn; ends non-zero naming the jobs that failed."""
+    from train.ranks import launched_from_outside
+    from train.signals import Signals
     from train.sweep import Sweep, is_swept
 
+    if launched_from_outside():
+        fail("-m starts the processes of its runs itself: leave out torchrun or srun")
     try:
         planned = Sweep.plan(arguments, CONF)
     except (HydraException, ValueError) as error:
@@ -77,11 +81,13 @@ def sweep(arguments: list[str]) -> None:
 
     run_job.sweep = planned  # type: ignore[attr-defined]  # hydra_plugins/slurm.py submits the jobs itself
     ended: int | str | None = 0
-    try:
-        with_hydra(run_job)
-    except SystemExit as exit_:  # a job was interrupted, or there is nothing that Optuna could call the best
-        ended = exit_.code
-    if failed := planned.report():
+    with Signals():
+        try:
+            with_hydra(run_job)
+        except SystemExit as exit_:  # a job was interrupted, or there is nothing that Optuna could call the best
+            ended = exit_.code
+        failed = planned.report()
+    if failed and ended in (0, 1):
         fail(f"{len(failed)} of {len(planned.jobs)} jobs failed: {', '.join(job.name for job in failed)}")
     sys.exit(ended)
 
@@ -89,6 +95,7 @@ def sweep(arguments: list[str]) -> None:
 def train(config: dict[str, Any]) -> None:
     """One training in this process, and its error as one message."""
     from lightning.fabric.utilities.exceptions import MisconfigurationException
+    from lightning.pytorch.utilities import rank_zero_only
 
     from train.launch import Failed
     from train.ranks import SaidByRankZero
@@ -98,7 +105,8 @@ def train(config: dict[str, Any]) -> None:
     try:
         run(config)
     except Interrupted as ended:
-        sys.exit(ended.exit_code)
+        # of rank 0 alone: srun ends the others when one ends badly, and rank 0 may not be done
+        sys.exit(ended.exit_code if getattr(rank_zero_only, "rank", 0) == 0 else 0)
     except SaidByRankZero:
         sys.exit(1)
     except Exception as error:

@@ -1,6 +1,7 @@
 """Runs as SLURM jobs: submitted with submitit, requeued before their time limit, waited for."""
 
-import getpass
+import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -10,13 +11,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import submitit
+import torch
 from annotated_types import Ge, Gt
 from omegaconf import DictConfig, open_dict
 from pydantic.dataclasses import dataclass
+from submitit.core.utils import FailedJobError
 
-from train.config import ConfigError
+from train.config import ConfigError, plain
 from train.launch import slurm_task
 from train.rundir import RUNS, write_text
+from train.signals import stop_signal
 from train.sweep import Job, Sweep, is_finished
 
 ROOT = Path(__file__).parent.parent
@@ -70,21 +74,31 @@ def run_jobs(
     submitted: dict[str, Job] = {}  # SLURM's number of the job ->
     for config in configs:
         make_current(config)
+        raw = plain(config)["trainer"]
         with open_dict(config):
             del config["hydra"]
         job = sweep.prepare(config)
         jobs.append(job)
-        if job.error or is_finished(job.config):
+        if job.error or (job.config["resume"] != "never" and is_finished(job.config)):
             continue
         try:
+            _check_settled(raw)
             submitted[_in_queue(job) or _submit(job, resources)] = job
-        except ConfigError as error:
-            job.error = str(error)
+        except (ConfigError, OSError, RuntimeError, subprocess.CalledProcessError, FailedJobError) as error:
+            job.error = f"not submitted: {error}"
     _wait(submitted, resources.poll_s)
     for number, job in submitted.items():
         if not is_finished(job.config):
             job.error = _error(job, number)
     return [sweep.close(job) for job in jobs]
+
+
+def _check_settled(trainer: dict[str, Any]) -> None:
+    """Raises ConfigError where the configuration asks the machine it is on, which is not the one that trains."""
+    if str(trainer["precision"]).startswith("${") and trainer["accelerator"] != "cpu" and not torch.cuda.is_available():
+        raise ConfigError("trainer.precision: there is no GPU here to ask; give bf16-mixed (or 32-true, 16-mixed)")
+    if str(trainer["devices"]).startswith("${"):
+        raise ConfigError("trainer=slurm reads the job it is in; with hydra/launcher=slurm give trainer=ddp trainer.devices=N")
 
 
 def _folder(job: Job) -> Path:
@@ -96,24 +110,33 @@ def _submit(job: Job, resources: Resources) -> str:
     executor = submitit.SlurmExecutor(folder=_folder(job))
     executor.update_parameters(**resources.sbatch(job.config))
     number = executor.submit(slurm_task, job.config).job_id
-    write_text(_folder(job) / "job", number)
+    write_text(_folder(job) / "job", f"{number} {_digest(job)}")
     print(f"{job.config['name']}: submitted as SLURM job {number}; log: {_folder(job)}/{number}_0_log.out", flush=True)
     return number
 
 
 def _in_queue(job: Job) -> str | None:
-    """The number of the job that an earlier command submitted for this run, if it has not ended."""
+    """The number of the job that an earlier command submitted for this run, if it has not ended.
+
+    Raises: ConfigError: it has another configuration.
+    """
     file = _folder(job) / "job"
-    number = file.read_text() if file.exists() else None
-    if number is None or number not in _alive():
+    number, digest = file.read_text().split() if file.exists() else ("", "")
+    if number not in _alive():
         return None
+    if digest != _digest(job):
+        raise ConfigError(f"SLURM job {number} trains here with another configuration: scancel it, or give another name=…")
     print(f"{job.config['name']}: is SLURM job {number} already", flush=True)
     return number
 
 
+def _digest(job: Job) -> str:
+    return hashlib.sha256(json.dumps(job.config, sort_keys=True).encode()).hexdigest()
+
+
 def _alive() -> dict[str, str]:
     """Number -> state of this user's jobs that have not ended. Works without accounting, which sacct would need."""
-    command = ["squeue", "-h", "-u", getpass.getuser(), "-o", "%A %T %r"]
+    command = ["squeue", "-h", "-u", str(os.getuid()), "-o", "%A %T %r"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     states = (line.split(maxsplit=2) for line in done.stdout.splitlines())
     return {number: state if reason == "None" else f"{state} ({reason})" for number, state, reason in states}
@@ -124,6 +147,9 @@ def _wait(submitted: dict[str, Job], poll_s: float) -> None:
     said = dict.fromkeys(submitted, "")
     while said:
         time.sleep(poll_s)
+        if stop_signal():
+            print("the jobs stay in the queue; the same command waits for them again, scancel ends them", flush=True)
+            sys.exit(130)
         try:
             alive = _alive()
         except subprocess.CalledProcessError as error:  # the controller is busy or restarting

@@ -62,7 +62,8 @@ class NonFiniteGuard(Callback):
         found = {name: [n for n, row in enumerate(rows) if row[column]] for column, name in enumerate(names)}
         found = {name: where for name, where in found.items() if where}
         task.skip_update = bool(found)
-        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        scaled = scaler is not None and scaler.get_scale() >= 1  # below it, scaling is not what makes them infinite
         if not found or (scaled and set(found) == {"the gradient"}):
             self.in_a_row = 0
             return
@@ -90,7 +91,9 @@ def _any_nonfinite(tensors: list[Tensor]) -> Tensor:
     """() bool on the tensors' device."""
     if not tensors:
         return torch.tensor(False)
-    norms = torch.stack(torch._foreach_norm(tensors, ord=1))  # on a CPU five times as fast as the largest value
+    norms = torch.stack(
+        torch._foreach_norm(tensors, ord=1, dtype=torch.float32)
+    )  # on a CPU five times as fast as the largest value
     return ~torch.isfinite(norms).all()
 
 

@@ -46,7 +46,7 @@ def launch(config: dict[str, Any], local_ranks: int | None = None) -> None:
             for rank in range(len(places))
         ]
         try:
-            _wait(ranks)
+            _wait(ranks, Path(folder))
             killed = [n for n, process in enumerate(ranks) if (process.returncode or 0) < 0]  # by others than us
         finally:
             for process in ranks:
@@ -86,7 +86,7 @@ def _free_port() -> str:
         return str(probe.getsockname()[1])
 
 
-def _wait(ranks: list[subprocess.Popen[bytes]]) -> None:
+def _wait(ranks: list[subprocess.Popen[bytes]], folder: Path) -> None:
     passed_on, deadline = 0, float("inf")
     while any(process.poll() is None for process in ranks) and time.monotonic() < deadline:
         if Signals.received != passed_on:
@@ -94,6 +94,8 @@ def _wait(ranks: list[subprocess.Popen[bytes]]) -> None:
             for process in ranks:
                 process.send_signal(passed_on)
         ended = [process.returncode for process in ranks if process.returncode]
+        if not ended and any(folder.glob("error_*")):
+            ended = [1]  # it has failed, but hangs on its way out
         if ended and deadline == float("inf"):
             deadline = time.monotonic() + GRACE_S[ended[0] in (REQUEUE, 130)]
         time.sleep(0.05)
@@ -118,7 +120,7 @@ def slurm_task(config: dict[str, Any]) -> None:
 
         try:
             cli.train(config)
-        except SystemExit:
-            if Signals.received in NEAR_LIMIT and os.environ["SLURM_PROCID"] == "0":
+        except SystemExit as ended:
+            if ended.code == REQUEUE and Signals.received in NEAR_LIMIT and os.environ["SLURM_PROCID"] == "0":
                 subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
             raise

@@ -129,6 +129,10 @@ def environment(nodes: int) -> ClusterEnvironment:
         return TorchElasticEnvironment()
     if "LOCAL_RANK" not in os.environ and in_srun():
         return SLURMEnvironment(auto_requeue=False)
-    if nodes > 1 and "NODE_RANK" not in os.environ and "SLURM_JOB_ID" in os.environ:
-        raise ValueError(f"trainer.num_nodes={nodes}: in a SLURM job, start it with srun, so that every node runs it")
+    missing = [name for name in ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if nodes > 1 and missing:
+        raise ValueError(
+            f"trainer.num_nodes={nodes}, but {', '.join(missing)} is not in the environment: start it on every node with srun "
+            "or torchrun, or set them"
+        )
     return LightningEnvironment()

@@ -12,36 +12,54 @@ from train.ranks import say
 from train.rundir import differing_keys, listed, read_summary, set_aside
 
 
-def choose_checkpoint(config: dict[str, Any], directory: Path) -> Path | None:
+def choose_checkpoint(config: dict[str, Any], directory: Path, back_to: Path | None = None) -> Path | None:
     """The checkpoint to continue from, or None for a fresh start. An older run in the folder is moved aside, not deleted.
 
-    A job that SLURM starts again goes on, whatever its command says: `never` and PATH were obeyed the first time.
+    A job that SLURM starts again goes on from what it saved: `never` and PATH were obeyed the first time.
+
+    Args: back_to: a checkpoint that the run itself goes back to, whatever the command says.
     """
     resume, folder = config["resume"], directory / "checkpoints"
-    started_again = int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
-    if resume not in ("auto", "never") and not Path(resume).is_file():
-        raise FileNotFoundError(f"resume={resume}: no such file; give auto, never or the path of a checkpoint")
+    if back_to:
+        return _go_back_to(back_to, folder)
     last, news = newest_whole(folder)
     say("\n".join(news))
+    saved = load(last) if last else None
+    job = os.environ.get("SLURM_JOB_ID")
+    started_again = saved is not None and job is not None and saved["slurm_job"] == job
     if resume == "never" and not started_again:
-        if last or news:
+        if last or any(folder.glob("*.broken*")):
             say(f"resume=never: the run before is kept as {set_aside(directory, 'old')}")
         return None
-    if last:  # without one nothing was trained here: an attempt that failed at once does not bind the next
+    if saved:  # without one nothing was trained here: an attempt that failed at once does not bind the next
         different = differing_keys(plain(OmegaConf.load(directory / "config.yaml")), config)
         if different:
             raise ValueError(
                 f"{directory} holds a run with another configuration: {listed(different)}. Give this run its own name=… or "
                 "start over with resume=never (the old folder is kept under another name)"
             )
-    if resume in ("auto", "never") or (last and (started_again or load(last)["config"]["resume"] == resume)):
+    if saved and (resume == "auto" or started_again or saved["config"]["resume"] == resume):
         return last
+    if resume == "auto":
+        if any(folder.glob("*.broken*")):
+            raise ValueError(
+                f"no checkpoint in {folder} is whole: continue from a copy with resume=PATH, or start over with resume=never "
+                "(the old folder is kept under another name)"
+            )
+        return None
+    if not Path(resume).is_file():
+        raise FileNotFoundError(f"resume={resume}: no such file; give auto, never or the path of a checkpoint")
     if reason := damage(Path(resume)):
         raise ValueError(f"resume={resume} is broken: {reason}")
-    step = load(Path(resume))["global_step"]
+    return _go_back_to(Path(resume), folder)
+
+
+def _go_back_to(checkpoint: Path, folder: Path) -> Path:
+    """Sets aside what the run saved later than this checkpoint."""
+    step = load(checkpoint)["global_step"]
     for later in (path for path in step_files(folder) if step_of(path) > step):
-        say(f"resume={resume}: {later} is later and is kept as {set_aside(later, 'aside').name}")
-    return Path(resume)
+        say(f"{later} is later than {checkpoint} and is kept as {set_aside(later, 'aside').name}")
+    return checkpoint
 
 
 def check_continues(name: str, saved: dict[str, Any], config: dict[str, Any], effective_batch: int) -> None:

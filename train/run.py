@@ -65,11 +65,14 @@ def run(config: dict[str, Any]) -> None:
                 release(file, directory)
 
 
-def attempt(config: dict[str, Any], trainer: L.Trainer, directory: Path) -> None:
-    """From the last checkpoint, or the start, to the last update. Raises Diverged besides what `run` raises."""
+def attempt(config: dict[str, Any], trainer: L.Trainer, directory: Path, back_to: Path | None = None) -> None:
+    """From the last checkpoint, the one to go back to, or the start, to the last update.
+
+    Raises: Diverged, and what `run` raises.
+    """
     record = recorded(config)
     batch = effective_batch(config, trainer)
-    checkpoint = ranks.decided_by_rank_zero(lambda: choose_checkpoint(record, directory))
+    checkpoint = ranks.decided_by_rank_zero(lambda: choose_checkpoint(record, directory, back_to))
     saved = load(checkpoint) if checkpoint else None
     if saved:
         check_continues(f"{checkpoint}", saved, record, batch)
@@ -121,7 +124,7 @@ def go_back(config: dict[str, Any], directory: Path, error: Diverged) -> None:
         raise FloatingPointError(f"{error}; there is no checkpoint to go back to: {advice}") from error
     say(f"{error}: going back to the last good checkpoint, once")
     try:
-        attempt({**config, "resume": str(good)}, make_trainer(config), directory)
+        attempt(config, make_trainer(config), directory, back_to=good)
     except Diverged as again:
         raise FloatingPointError(f"{again}, also after going back to the last good checkpoint: {advice}") from again
 
@@ -155,8 +158,9 @@ def make_trainer(config: dict[str, Any]) -> L.Trainer:
     # Lightning counts batches between validations; a recipe counts generator updates.
     interval = settings["val_check_interval"] * settings["accumulate_grad_batches"]
     loggers = [CsvLogger(directory=str(directory)), *(build(node) for node in config["logger"].values())]
-    # StepTimes after the guard, which waits for the device: kernels of the backward pass are not the optimizer's.
-    callbacks = [build(config["guard"]), StepTimes(file=directory / "times.csv"), build(config["checkpoint"])]
+    # StepTimes comes last: the guard waits for the device, so that the backward pass is not counted as the optimizer, and the
+    # checkpoints for the other ranks, whose data may be late.
+    callbacks = [build(config["guard"]), build(config["checkpoint"]), StepTimes(file=directory / "times.csv")]
     try:
         trainer: L.Trainer = build({**settings, "val_check_interval": interval, "_partial_": True})(
             default_root_dir=directory,
@@ -200,6 +204,7 @@ def prepare(config: dict[str, Any], directory: Path, trainer: L.Trainer, step: i
     if step == 0 and file.exists() and differing_keys(plain(OmegaConf.load(file)), config):
         (directory / "wandb_id").unlink(missing_ok=True)  # what another configuration sent before it failed is another run
     write_text(file, OmegaConf.to_yaml(OmegaConf.create(config)))
+    (directory / "summary.json").unlink(missing_ok=True)  # of what is about to be done again, or of fewer updates
     loggers: Any = trainer.loggers  # train/loggers.py
     for logger in loggers:
         logger.cut_after(step)

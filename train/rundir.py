@@ -25,14 +25,14 @@ def flatten(node: Any, path: str = "") -> dict[str, Any]:
     return {key: value for name, child in node.items() for key, value in flatten(child, f"{path}.{name}".lstrip(".")).items()}
 
 
-def differing_keys(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """`key: old -> new` for every leaf that differs, but for MAY_DIFFER."""
+def differing_keys(before: dict[str, Any], now: dict[str, Any], may_differ: tuple[str, ...] = MAY_DIFFER) -> list[str]:
+    """`key: old -> new` for every leaf that differs, but for those that may."""
     old, new = flatten(before), flatten(now)
     return [
         f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}"
         for key in sorted(old.keys() | new.keys())
         if old.get(key, "absent") != new.get(key, "absent")
-        and not any(key == name or key.startswith(f"{name}.") for name in MAY_DIFFER)
+        and not any(key == name or key.startswith(f"{name}.") for name in may_differ)
     ]
 
 
@@ -49,21 +49,23 @@ def lock(directory: Path) -> TextIO:
     Raises: ValueError: another process trains here; the message says which.
     """
     path = directory.with_name(f".{directory.name}.lock")  # beside it: the folder itself may be renamed
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("a+")
     deadline = time.monotonic() + LOCK_WAIT_S
     while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process alone: its data workers don't inherit it
-            break
-        except OSError:
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                break
+            file.close()  # who had it removed it
+        except (BlockingIOError, PermissionError):
             if time.monotonic() > deadline:
                 file.seek(0)
                 owner = file.read().strip() or "another process"
-                file.close()
                 raise ValueError(
                     f"{directory} is being trained by {owner}: wait for it, end it, or give this run its own name=…"
                 ) from None
+            file.close()
             time.sleep(0.2)
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n")

@@ -14,7 +14,9 @@ class Interrupted(Exception):
     def __init__(self, signum: int, step: int) -> None:
         self.signum, self.step = signum, step
         name = signal.Signals(signum).name
-        super().__init__(f"{name}: everything up to update {step} is saved; the same command goes on from there")
+        super().__init__(
+            f"{name}: everything up to update {step} is saved; the same command, without resume=never, goes on there"
+        )
 
     @property
     def exit_code(self) -> int:
@@ -42,7 +44,8 @@ class Signals:
     def _note(signum: int, frame: FrameType | None) -> None:
         if signum == signal.SIGINT and Signals.received == signal.SIGINT:
             raise KeyboardInterrupt
-        Signals.received = signum
+        if not (signum == signal.SIGTERM and Signals.received in NEAR_LIMIT):  # the limit itself, after its announcement
+            Signals.received = signum
 
 
 def stop_signal() -> int:

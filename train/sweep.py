@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import logging
+import math
 import re
 import sys
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from train.config import ConfigError, check, plain
 from train.launch import Failed, launch
 from train.rundir import RUNS, differing_keys, read_summary, write_text
-from train.signals import Interrupted
+from train.signals import Interrupted, stop_signal
 
 
 @dataclass
@@ -37,7 +38,7 @@ class Job:
 
     @property
     def scored(self) -> bool:
-        return self.config["checkpoint"]["monitor"] in self.values
+        return math.isfinite(self.values.get(self.config["checkpoint"]["monitor"], math.nan))
 
     @property
     def score(self) -> float:
@@ -64,14 +65,16 @@ class Sweep:
     def plan(cls, arguments: list[str], conf: Path) -> "Sweep":
         """What the command line varies, and the folder's name: that of the run, or `sweep` where the name varies too."""
         overrides = OverridesParser.create().parse_overrides([a for a in arguments if not a.startswith("-")])
-        varied = [each.get_key_element() for each in overrides if each.is_sweep_override()]
+        varied = [each.get_key_element().lstrip("+") for each in overrides if each.is_sweep_override()]
         fixed = [each.input_line for each in overrides if not each.is_sweep_override() and each.input_line]
         with hydra.initialize_config_dir(str(conf), version_base="1.3"):
             config = hydra.compose("train", overrides=fixed, return_hydra_config=True)
         keys = [*varied, *(config.hydra.sweeper.get("params") or {})]
-        name = "sweep" if {"model", "experiment", "name"} & set(keys) else f"{config.name}.sweep"
+        if config.name is None and not {"model", "experiment", "name"} & set(keys):
+            raise ValueError("nothing to train: choose model=NAME or experiment=NAME (python train.py --help lists them)")
+        name = "sweep" if "name" in keys or config.name is None else f"{config.name}.sweep"
         folder = name if keys else str(config.name)
-        settings: dict[str, Any] = {"hydra.sweep.dir": f"{RUNS}/{folder}"}
+        settings: dict[str, Any] = {"hydra.sweep.dir": f"'{RUNS}/{folder}'"}
         if "OptunaSweeper" in config.hydra.sweeper._target_:
             logging.getLogger("optuna").setLevel(logging.WARNING)
             # As its sampler is seeded, the same command proposes the same trials; failed ones are named at the end.
@@ -85,7 +88,7 @@ class Sweep:
     def prepare(self, config: DictConfig) -> Job:
         """The job of a composed configuration, named and checked; what is wrong with it stands in its error."""
         overrides = (override.partition("=") for override in HydraConfig.get().overrides.task)
-        varied = {key.lstrip("+"): value for key, _, value in overrides if key in self.keys}
+        varied = {key.lstrip("+"): value for key, _, value in overrides if key.lstrip("+") in self.keys}
         if self.keys:  # else it is one run, submitted to a cluster
             with open_dict(config):
                 config.name = f"{self.folder}/{job_name(varied)}"
@@ -101,8 +104,10 @@ class Sweep:
 
     def run(self, config: DictConfig) -> float | None:
         """Runs one job in a process of its own and returns what it reached, which a search goes by; None if it failed."""
+        if signum := stop_signal():
+            sys.exit(Interrupted(signum, 0).exit_code)
         job = self.prepare(config)
-        if not job.error and not is_finished(job.config):
+        if not job.error and (job.config["resume"] == "never" or not is_finished(job.config)):
             print(f"\n{self.folder}, job {len(self.jobs)}: {job.name}", flush=True)
             try:
                 devices = job.config["trainer"]["devices"]
@@ -121,7 +126,9 @@ class Sweep:
             summary = read_summary(RUNS / job.config["name"])
             assert summary is not None
             job.values = {name: value for name, value in summary["val"].items() if isinstance(value, int | float)}
-            job.error = "" if job.scored else f"the validation has no {monitor} (checkpoint.monitor)"
+            job.error = (
+                "" if job.scored else f"checkpoint.monitor={monitor} is {job.values.get(monitor)} in the last validation"
+            )
         elif not job.error:
             job.error = "it ended before its last update"
         job.status = "failed" if job.error else "finished"
@@ -166,13 +173,15 @@ def job_name(varied: dict[str, str]) -> str:
 
 
 def is_finished(config: dict[str, Any]) -> bool:
-    """True when this very configuration has reached its last update and was summed up."""
+    """True when this very configuration has reached its last update and was summed up. (Whether another may go on from it
+    is for the run to say.)"""
     directory = RUNS / config["name"]
     summary = read_summary(directory)
-    if summary is None or summary["step"] < config["trainer"]["max_steps"]:
+    if summary is None or summary["step"] != config["trainer"]["max_steps"]:
         return False
     saved = plain(OmegaConf.load(directory / "config.yaml"))
-    return not differing_keys(saved, {**config, "task": saved["task"]})
+    same = ("resume", "logger", "data.num_workers", "trainer.enable_progress_bar")
+    return not differing_keys(saved, {**config, "task": saved["task"]}, may_differ=same)
 
 
 def draw(jobs: list[Job], path: Path) -> None:

@@ -1,6 +1,6 @@
 """What every training task shares: the network, its EMA, validation, and how terms are logged."""
 
-import time
+import os
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
@@ -51,7 +51,7 @@ class RestorationTask(L.LightningModule):
         self.positions: list[int] = []  # of the samples of the batch at hand
         self.unreadable = 0  # times that data.on_error=skip passed over a file on this rank
         self.nonfinite: dict[str, Tensor] = {}  # loss term -> () bool: not finite in a batch since the last update
-        self.batch_began_at = 0.0
+        self.saving_s = 0.0  # spent on checkpoints since train/times.py last looked
         self.sharded = False
         self.skip_update = False  # train/guards.py: the update that is being done leaves everything as it was
         # The resolved config and the samples an update consumes, of all ranks: saved in every checkpoint.
@@ -96,7 +96,6 @@ class RestorationTask(L.LightningModule):
             draws = np.stack([np.random.default_rng([seed, p]).random(count, np.float32) for p in self.positions])
             for depth, uniform in zip(self.random_depths, torch.from_numpy(draws).to(self.device).T, strict=True):
                 depth.uniform = uniform
-        self.batch_began_at = time.perf_counter()  # after a checkpoint was written; read by train/times.py
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
@@ -147,6 +146,7 @@ class RestorationTask(L.LightningModule):
         checkpoint |= {
             "config": self.config,
             "effective_batch": self.effective_batch,
+            "slurm_job": os.environ.get("SLURM_JOB_ID"),
             "validated": {"step": self.validated_step, "metrics": self.validated},
             "ranks": ranks.gather(state),
             "run_ids": {

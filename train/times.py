@@ -27,6 +27,7 @@ class StepTimes(Callback):
         self.run = dict.fromkeys(PARTS, 0.0)  # seconds of this attempt
         self.updates = 0  # of this attempt
         self._mark = 0.0
+        self._batch_began = 0.0
         self._before_optimizer: float | None = None
 
     def _add(self, part: str, seconds: float) -> None:
@@ -36,15 +37,17 @@ class StepTimes(Callback):
     def on_train_start(self, *_: Any) -> None:
         self._mark = time.perf_counter()
 
-    def on_train_batch_start(self, *_: Any) -> None:
-        self._add("data_wait_s", time.perf_counter() - self._mark)
+    def on_train_batch_start(self, trainer: Any, task: "RestorationTask", *_: Any) -> None:  # type: ignore[override]
+        self._batch_began = time.perf_counter()
+        self._add("data_wait_s", self._batch_began - self._mark - task.saving_s)
+        task.saving_s = 0.0
 
     def on_before_optimizer_step(self, *_: Any) -> None:
         self._before_optimizer = time.perf_counter()
 
     def on_train_batch_end(self, trainer: Any, task: "RestorationTask", *_: Any) -> None:  # type: ignore[override]
         now = time.perf_counter()
-        self._add("forward_backward_s", (self._before_optimizer or now) - task.batch_began_at)
+        self._add("forward_backward_s", (self._before_optimizer or now) - self._batch_began)
         if self._before_optimizer:
             self._add("optimizer_s", now - self._before_optimizer)
             self._before_optimizer = None

@@ -30,14 +30,20 @@ class Trainer(SimpleNamespace):
 
 class Task(SimpleNamespace):
     def __init__(self) -> None:
-        super().__init__(validated_step=-1, validated={}, weight=torch.ones(2))
+        super().__init__(validated_step=-1, validated={}, weight=torch.ones(2), saving_s=0.0)
 
     def parameters(self) -> Iterator[torch.Tensor]:
         yield self.weight
 
 
 def write(path: Path, step: int) -> Path:
-    contents = {"global_step": step, "config": {"network": {}}, "state_dict": {"w": torch.full((20_000,), step)}}
+    contents = {
+        "global_step": step,
+        "config": {"network": {}},
+        "effective_batch": 1,
+        "slurm_job": None,
+        "state_dict": {"w": torch.full((20_000,), step)},
+    }
     AtomicFiles().save_checkpoint(contents, path)
     return path
 

@@ -175,7 +175,8 @@ def test_several_in_a_row_go_back_once(cli: Cli, tmp_path: Path, photographs: Pa
         "2 updates in a row were not finite (the last one: charbonnier): going back to the last good checkpoint, once"
         in printed
     )
-    assert "step_0000004.ckpt is later and is kept as step_0000004.ckpt.aside1" in printed, "written between the two"
+    assert "step_0000004.ckpt is later than" in printed, "written between the two"
+    assert "is kept as step_0000004.ckpt.aside1" in printed
     assert "continues from runs/run/checkpoints/step_0000002.ckpt" in printed
     again = weights(tmp_path / "runs/run")
     assert all(torch.equal(again[name], whole[name]) for name in whole)
@@ -278,12 +279,20 @@ def test_a_checkpoint_that_cannot_be_continued_is_named(cli: Cli, tmp_path: Path
     assert "00.png is not a whole checkpoint of a run" in printed
     whole = last.read_bytes()
     last.write_bytes(whole[: len(whole) // 2])  # step_0000002.ckpt is the same file
+    rows = (tmp_path / "runs/run/metrics.csv").read_text()
     code, printed = cli(*RUN, root, "trainer.max_steps=3")
-    assert code == 0, printed
+    assert code == 1
     assert "runs/run/checkpoints/step_0000002.ckpt is broken (its SHA-256 is not the one beside it" in printed
-    assert "starts at update 0" in printed
+    for _ in range(2):  # it is asked again, not started over
+        assert "no checkpoint in runs/run/checkpoints is whole" in printed
+        assert "resume=never" in printed
+        code, printed = cli(*RUN, root, "trainer.max_steps=3")
+        assert code == 1
     assert (tmp_path / "runs/run/checkpoints/step_0000002.ckpt.broken1").stat().st_size == len(whole) // 2
-    assert [row["step"] for row in read_rows(tmp_path / "runs/run/metrics.csv") if row["train/loss"]] == ["1", "2", "3"]
+    assert (tmp_path / "runs/run/metrics.csv").read_text() == rows
+    code, printed = cli(*RUN, root, "trainer.max_steps=3", "resume=never")
+    assert code == 0, printed
+    assert (tmp_path / "runs/run.old1/checkpoints/step_0000002.ckpt.broken1").exists(), "nothing is lost"
 
 
 def test_another_effective_batch_is_refused_and_the_same_in_other_parts_goes_on(
@@ -327,8 +336,9 @@ def test_going_back_to_an_earlier_checkpoint(cli: Cli, tmp_path: Path, photograp
     assert "continues from runs/run/checkpoints/step_0000002.ckpt" in printed
     assert {"step_0000003.ckpt.aside1", "step_0000004.ckpt.aside1"} <= {path.name for path in folder.iterdir()}
     assert all(torch.equal(weights(tmp_path / "runs/run")[name], whole[name]) for name in whole)
+    (folder / "step_0000002.ckpt").unlink()  # as checkpoint.keep would
     code, printed = cli(*run, back)
-    assert code == 0
+    assert code == 0, printed
     assert "runs/run is finished" in printed
     (folder / "step_0000001.ckpt").write_bytes(b"no")
     code, printed = cli(*run, "resume=runs/run/checkpoints/step_0000001.ckpt")
@@ -341,12 +351,16 @@ def test_a_job_that_slurm_starts_again_goes_on(
 ) -> None:
     """resume=never was obeyed the first time."""
     run = [*RUN, f"data.root={photographs}", "resume=never"]
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
     assert cli(*run)[0] == 0
-    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     code, printed = cli(*run, "trainer.max_steps=3")
     assert code == 0, printed
     assert "continues from runs/run/checkpoints/step_0000002.ckpt" in printed
     assert not (tmp_path / "runs/run.old1").exists()
+    monkeypatch.setenv("SLURM_JOB_ID", "8")  # another job is another first time
+    code, printed = cli(*run)
+    assert code == 0, printed
+    assert "the run before is kept as runs/run.old1" in printed
 
 
 def test_one_process_at_a_time(cli: Cli, tmp_path: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from omegaconf import OmegaConf
 
 from tests.toy import ROOT, TINY_DATA, TINY_NETWORK, TINY_RUN, train, write_photographs
 from train.launch import Failed
+from train.signals import Interrupted
 from train.sweep import job_name
 
 Cli = Callable[..., tuple[int, str]]
@@ -85,8 +87,17 @@ def test_a_finished_job_of_another_configuration_is_not_taken_for_this_one(cli: 
     cli(*command, "data.hflip_prob=0")
     assert len(launched) == 2, "the run itself then refuses the folder and names the key"
     launched.clear()
-    cli(*command, "trainer.max_steps=901")
-    assert len(launched) == 2
+    for change in ("trainer.max_steps=901", "trainer.max_steps=5", "data.batch_size=4", "trainer.accumulate_grad_batches=2"):
+        assert cli(*command)[0] in (0, 1)
+        launched.clear()
+        cli(*command, change)
+        assert len(launched) == 2, change
+    assert cli(*command)[0] == 0
+    launched.clear()
+    assert cli(*command, "data.num_workers=3")[0] == 0
+    assert not launched
+    assert cli(*command, "resume=never")[0] == 0
+    assert len(launched) == 2, "asked for"
 
 
 def test_groups_models_and_several_keys(cli: Cli, tmp_path: Path, launched: list[str]) -> None:
@@ -99,6 +110,47 @@ def test_groups_models_and_several_keys(cli: Cli, tmp_path: Path, launched: list
     assert launched == ["sweep/name=a", "sweep/name=b"]
     assert cli("-m", "experiment=demo", "optimizer.lr=range(0.001,0.004,0.001)", "name=range")[0] == 0
     assert len(list((tmp_path / "runs/range.sweep").glob("optimizer.lr=*"))) == 3
+
+
+def test_a_sweep_that_is_interrupted_says_so_whatever_failed_before(
+    cli: Cli, launched: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def launch(config: dict[str, Any], local_ranks: int | None = None) -> None:
+        launched.append(config["name"])
+        if len(launched) == 1:
+            raise Failed("out of luck")
+        raise Interrupted(signal.SIGTERM, 3)
+
+    monkeypatch.setattr("train.sweep.launch", launch)
+    code, printed = cli("-m", "experiment=demo", "optimizer.lr=1e-2,1e-3,1e-4")
+    assert code == 75
+    assert len(launched) == 2, "the third is for the next time"
+    assert "| interrupted |" in printed
+    assert "out of luck" in printed
+
+
+def test_what_a_sweep_refuses(cli: Cli, launched: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    code, printed = cli("-m", "data=demo", "optimizer.lr=1e-2,1e-3")
+    assert code == 1
+    assert "nothing to train: choose model=NAME or experiment=NAME" in printed
+    code, printed = cli("-m", "experiment=demo", "preflight=true", "optimizer.lr=1e-2,1e-3")
+    assert code == 1
+    assert "preflight=true looks at one configuration" in printed
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    code, printed = cli("-m", "experiment=demo", "optimizer.lr=1e-2,1e-3")
+    assert code == 1
+    assert "leave out torchrun or srun" in printed
+    assert not launched
+
+
+def test_names_of_odd_sweeps(cli: Cli, tmp_path: Path, launched: list[str]) -> None:
+    assert cli("-m", "experiment=demo", "+trainer.benchmark=true,false", "name='a,b'")[0] == 0
+    assert launched == ["a,b.sweep/trainer.benchmark=True", "a,b.sweep/trainer.benchmark=False"]
+    table = (tmp_path / "runs/a,b.sweep/sweep.md").read_text()
+    assert "| trainer.benchmark=True | True |" in table
+    launched.clear()
+    assert cli("-m", "experiment=demo,uphorse", "name=both", "data=demo")[0] == 0
+    assert launched == ["both.sweep/experiment=demo", "both.sweep/experiment=uphorse"]
 
 
 def test_a_typo_in_a_sweep_is_one_error(cli: Cli, tmp_path: Path, launched: list[str]) -> None:
