@@ -48,7 +48,7 @@ def job_of(folder: Path, timeout_s: float = 60) -> int:
     while not (folder / "job").exists():
         assert time.monotonic() < deadline, f"nothing was submitted: {folder}"
         time.sleep(0.1)
-    return int((folder / "job").read_text())
+    return int((folder / "job").read_text().split()[0])
 
 
 def assert_same_run(one: Path, other: Path) -> None:
