@@ -175,7 +175,8 @@ def test_a_signal_saves_the_last_finished_update_and_the_command_goes_on(
     moment = Moment("step", 1, rank=variant.ranks - 1, victim="launcher" if variant.ranks > 1 else "self", deed=name)
     attempt = Attempt(tmp_path, command, moment=moment, record=tmp_path)
     assert attempt.wait() == code, attempt.printed
-    said = re.findall(rf"{name}: everything up to update (\d+) is saved; the same command goes on from there", attempt.printed)
+    sentence = "everything up to update (\\d+) is saved; the same command, without resume=never, goes on from there"
+    said = re.findall(f"{name}: {sentence}", attempt.printed)
     assert len(said) == 1, attempt.printed
     assert "Traceback" not in attempt.printed
     assert "error" not in attempt.printed
