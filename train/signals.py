@@ -15,7 +15,7 @@ class Interrupted(Exception):
         self.signum, self.step = signum, step
         name = signal.Signals(signum).name
         super().__init__(
-            f"{name}: everything up to update {step} is saved; the same command, without resume=never, goes on there"
+            f"{name}: everything up to update {step} is saved; the same command, without resume=never, goes on from there"
         )
 
     @property
