@@ -48,7 +48,7 @@ class Checkpoints(Callback):
         self.every_n_steps, self.every_s = every_n_steps, every_s
         self.keep, self.keep_best, self.monitor, self.mode = keep, keep_best, monitor, mode
         self.best: list[tuple[float, int]] = []  # (metric, step), the best first
-        self._done_step = self._saved_step = -1
+        self._done_step = -1
         self._saved_at = time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
@@ -62,7 +62,7 @@ class Checkpoints(Callback):
             self._tidy(Path(trainer.default_root_dir) / "checkpoints")
 
     def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
-        self._done_step = self._saved_step = trainer.global_step
+        self._done_step = trainer.global_step
         self._saved_at = time.monotonic()
 
     def on_train_batch_start(self, trainer: L.Trainer, task: "RestorationTask", *_: Any) -> None:  # type: ignore[override]
@@ -98,7 +98,7 @@ class Checkpoints(Callback):
         return (value, step) in self.best
 
     def _save(self, trainer: L.Trainer, task: "RestorationTask") -> None:
-        step = self._saved_step = trainer.global_step
+        step = trainer.global_step
         broken = not all(torch.isfinite(local(p)).all() for p in task.parameters())
         if any(ranks.highest([int(broken)], trainer.strategy.root_device)):
             raise Diverged(step, "the weights are not finite")

@@ -58,7 +58,7 @@ class NonFiniteGuard(Callback):
         names = [*task.nonfinite, "the gradient"]
         row = torch.stack([*task.nonfinite.values(), _any_nonfinite(gradients)])
         task.nonfinite = {}
-        rows = ranks.gather_rows(row.to(torch.uint8)).tolist()  # the one wait for the device in an update
+        rows = ranks.gather_rows(row.to(torch.uint8)).tolist()  # waits for the device
         found = {name: [n for n, row in enumerate(rows) if row[column]] for column, name in enumerate(names)}
         found = {name: where for name, where in found.items() if where}
         task.skip_update = bool(found)
@@ -91,9 +91,8 @@ def _any_nonfinite(tensors: list[Tensor]) -> Tensor:
     """() bool on the tensors' device."""
     if not tensors:
         return torch.tensor(False)
-    norms = torch.stack(
-        torch._foreach_norm(tensors, ord=1, dtype=torch.float32)
-    )  # on a CPU five times as fast as the largest value
+    # ord=1: on a CPU five times as fast as the largest value; dtype: half precision would overflow
+    norms = torch.stack(torch._foreach_norm(tensors, ord=1, dtype=torch.float32))
     return ~torch.isfinite(norms).all()
 
 
