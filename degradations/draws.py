@@ -1,8 +1,13 @@
 """Random numbers as a function of where they are used, so that no process, worker or restart changes a sample."""
 
 import zlib
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Ge, Le
+
+Parameters = dict[str, Any]  # name -> number or word; the same names in every draw of an operator
+Probability = Annotated[float, Ge(0), Le(1)]
 
 
 def generator(seed: int, position: int, stream: str) -> np.random.Generator:
@@ -22,6 +27,11 @@ def generator(seed: int, position: int, stream: str) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(counter=counter, key=key))
 
 
+def field_seed(rng: np.random.Generator) -> int:
+    """A drawn seed for degradations.fields: 0 up to 2 ** 63 - 1, so that it fits an int64 tensor."""
+    return int(rng.integers(2**63))
+
+
 def checked_range(name: str, bounds: tuple[float, float], least: float, most: float = float("inf")) -> tuple[float, float]:
     """bounds as a (low, high) tuple, if least <= low <= high <= most.
 
@@ -35,3 +45,10 @@ def checked_range(name: str, bounds: tuple[float, float], least: float, most: fl
     if not (low >= least and high <= most):
         raise ValueError(f"{name}=[{low}, {high}] is out of range: both ends must lie in {least} .. {most}")
     return low, high
+
+
+def checked_prob(name: str, prob: float) -> float:
+    """prob, if it is a probability. Raises ValueError if not."""
+    if not 0 <= prob <= 1:
+        raise ValueError(f"{name}={prob} is no probability: give a value in 0 .. 1")
+    return prob

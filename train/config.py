@@ -30,6 +30,7 @@ NODES = (
         "network",
         "loss",
         "degradation",
+        "augmentation",
         "data",
         "optimizer",
         "schedule",
@@ -162,6 +163,10 @@ def _is_node(value: Any) -> bool:
     return isinstance(value, dict) and "_target_" in value
 
 
+def _holds_node(value: Any) -> bool:
+    return isinstance(value, dict) and (_is_node(value) or any(_holds_node(child) for child in value.values()))
+
+
 def _check_node(path: str, node: Node, raw: Any, valid: list[str]) -> Iterator[str]:
     """A node with `_target_` against the signature of what it names. `raw` is the node before interpolation."""
     try:
@@ -193,11 +198,11 @@ def _check_tree(path: str, value: Any, raw: Any, annotation: Any, valid: list[st
     """A value that may hold further nodes (loss.terms, degradation.operators) or be plain."""
     if _is_node(value):
         yield from _check_node(path, value, raw, valid)
-    elif isinstance(value, dict) and any(_is_node(child) for child in value.values()):
+    elif _holds_node(value):
         for name, child in value.items():
             full = f"{path}.{name}"
-            if _is_node(child):
-                yield from _check_node(full, child, raw[name] if isinstance(raw, dict) else None, valid)
+            if _holds_node(child) or child == {}:
+                yield from _check_tree(full, child, raw[name] if isinstance(raw, dict) else None, Node, valid)
             else:
                 others = [key for key in valid if key != full and not key.startswith(f"{full}.") and key.startswith(path)]
                 yield f"{full}={child!r} has no _target_, so nothing reads it{nearest(full, others)}"
