@@ -76,7 +76,7 @@ class PoissonNoise:
         """photo: (3, h, w) float32; returns the same shape, in [0, 1]."""
         lit = luminance(photo) if parameters["grey"] else photo
         levels = np.rint(np.clip(lit, 0, 1) * 255).astype(np.int64)
-        values = 1 << int(len(np.unique(levels)) - 1).bit_length()
+        values = 1 << int(np.count_nonzero(np.bincount(levels.ravel())) - 1).bit_length()
         table, starts = poisson_table(values)
         drawn = np.searchsorted(table, levels + uniforms(parameters["field_seed"], levels.shape)) - starts[levels]
         noise = (drawn / values - levels / 255).astype(np.float32)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from degradations.draws import checked_range, generator
+from degradations.draws import checked_prob, checked_range, field_seed, generator
 
 
 def numbers(*key):
@@ -47,3 +47,17 @@ def test_ranges():
         checked_range("quality", (30, 101), 1, 100)
     with pytest.raises(ValueError, match=r"factor=\[1, 2, 3\] has 3 entries"):
         checked_range("factor", (1, 2, 3), 0)  # type: ignore[arg-type]
+
+
+def test_field_seeds_fit_an_int64():
+    seeds = [field_seed(generator(0, position, "noise")) for position in range(500)]
+    assert len(set(seeds)) == 500
+    assert 0 <= min(seeds) < 2**57
+    assert 2**63 > max(seeds) > 2**63 - 2**57
+    assert all(type(seed) is int for seed in seeds)
+
+
+def test_probabilities():
+    assert [checked_prob("prob", prob) for prob in (0, 0.3, 1)] == [0, 0.3, 1]
+    with pytest.raises(ValueError, match=r"grey_prob=1.01 is no probability: give a value in 0 .. 1"):
+        checked_prob("grey_prob", 1.01)

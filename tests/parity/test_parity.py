@@ -1,6 +1,7 @@
 """Our code against numbers that the official code gave. PARITY_DIR names the folders of cases; see tests/golden/README.md."""
 
 from collections import Counter
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +11,16 @@ from torch import Tensor
 
 from models.official import recognise
 from models.swinir import SwinIR
-from tests.parity import fill
-from tests.parity.cases import GOLDEN, RTOL, Case, cases_in, compare, folders, manifest, manifests_in, problems, sampled
-from tests.parity.runners import LESS, runner_for, swinir_arguments
+from tests.parity import distributions, fill
+from tests.parity.cases import GOLDEN, RTOL, Apart, Case, cases_in, compare, folders, manifest, manifests_in, problems, sampled
+from tests.parity.runners import APART, LESS, runner_for, swinir_arguments
 
-STORED = {"swinir": 3}  # cases of each family in tests/golden
+STORED = {"degradations": 12, "swinir": 3}  # cases of each family in tests/golden
 STORED_MANIFESTS = 9
 
-CASES = [case for folder in folders() for case in cases_in(folder)]
+ALL = [case for folder in folders() for case in cases_in(folder)]
+CASES = [case for case in ALL if not case.path.stem.startswith("dist_")]
+DISTRIBUTIONS = [case for case in ALL if case.path.stem.startswith("dist_")]
 MANIFESTS = [path for folder in folders() for path in manifests_in(folder) if "swinir" in path.name]
 
 
@@ -40,10 +43,15 @@ def test_case(case: Case) -> None:
     run = runner_for(case)
     if run is None:
         pytest.skip(f"not covered: {case.name}")
-    compare(case, run(case))
+    compare(case, run(case), APART)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.name in LESS], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", DISTRIBUTIONS, ids=lambda case: case.name)
+def test_distribution(case: Case) -> None:
+    assert distributions.complaints(case, distributions.drawn_for(case.path.stem)) == []
+
+
+@pytest.mark.parametrize("case", [case for case in ALL if case.name in LESS], ids=lambda case: case.name)
 def test_left_out(case: Case) -> None:
     pytest.skip(f"not compared: {case.name}: {LESS[case.name]}")
 
@@ -129,6 +137,36 @@ def test_compare_sees_a_difference(tmp_path: Path, produced: dict[str, Tensor], 
     compare(case, {"out": torch.tensor([1.0, 2.0 + 0.1])})
     with pytest.raises(AssertionError, match=says):
         compare(case, produced)
+
+
+def test_compare_takes_the_tolerance_of_the_case(tmp_path: Path) -> None:
+    case = small_case(tmp_path, outputs='[{"name": "out", "full_shape": [2], "sampling": "full"}]')
+    case.facts["tolerance"] = {"atol": 0.01, "rtol": 0}
+    compare(case, {"out": torch.tensor([1.0, 2.009])})
+    with pytest.raises(AssertionError, match="not close"):
+        compare(case, {"out": torch.tensor([1.0, 2.011])})
+    compare(case, {"out": torch.tensor([1.0, 2.011])}, {"toy/* out": Apart(atol=0.02)})
+
+
+def test_compare_allows_a_share_to_be_off(tmp_path: Path) -> None:
+    case, half = small_case(tmp_path), {"toy/one out": Apart(share=0.5, most=1)}
+    compare(case, {"out": torch.tensor([1.0, 3.0])}, half)
+    with pytest.raises(AssertionError, match=r"toy/one out: 100.00% of the values are off, not 50.00%"):
+        compare(case, {"out": torch.tensor([2.0, 3.0])}, half)
+    with pytest.raises(AssertionError, match="not close"):
+        compare(case, {"out": torch.tensor([1.0, 3.1])}, half)
+
+
+def test_compare_wants_something_to_compare(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="no output is compared"):
+        compare(small_case(tmp_path), {}, {"toy/one out": Apart(skip=True)})
+
+
+def test_every_rule_and_reason_is_of_a_case() -> None:
+    if len(folders()) > 1:  # with the full vectors at hand
+        names = {case.name for case in ALL}
+        assert [name for name in LESS if name not in names] == []
+        assert [each for each in APART if not any(fnmatch(name, each.split(" ")[0]) for name in names)] == []
 
 
 def test_compare_wants_every_output_listed(tmp_path: Path) -> None:
