@@ -1,15 +1,19 @@
 """The contract between data and training: what a sample and a batch hold."""
 
-from typing import Protocol, TypedDict, runtime_checkable
+from typing import Any, Protocol, TypedDict, runtime_checkable
 
 from torch import Tensor
 
+Parameters = dict[str, Any]  # operator -> {name: number or word}, the same names for every sample, so that they collate
 
-class Sample(TypedDict):
-    """One place of a batch."""
+
+class Sample(TypedDict, total=False):
+    """One place of a batch. A degradation that works on batches makes lq of hq and parameters later; target is then the HQ."""
 
     lq: Tensor  # (3, h, w) float32 RGB in [0, 1]
     hq: Tensor  # (3, h, w) float32 RGB in [0, 1]
+    target: Tensor  # (3, h, w) float32 RGB in [0, 1]
+    parameters: Parameters
     position: int
     unreadable: int
 
@@ -23,15 +27,37 @@ class Batch(TypedDict):
     unreadable: Tensor  # (b,) int64: files passed over to fill this place; above 0 only with data.on_error=skip
 
 
-Parameters = dict[str, dict[str, float | int]]
-
-
 @runtime_checkable
 class Degradation(Protocol):
-    """What makes an LQ of an HQ; drawing and applying are separate (degradations.pipeline.Pipeline is one)."""
+    """What makes an LQ of an HQ; drawing and applying are separate (degradations.pipeline.Pipeline is one).
+
+    batched: False: the dataset calls apply on each sample. True: samples carry hq and parameters instead, and apply_batch makes
+        the rest on the training device, once the batch is there.
+    """
+
+    batched: bool
 
     def sample(self, seed: int, position: int, size: tuple[int, int]) -> Parameters:
         """Parameters for an HQ of size (h, w): a pure function."""
 
-    def apply(self, hq: Tensor, parameters: Parameters) -> Tensor:
-        """(3, h, w) in [0, 1] to (3, h, w) in [0, 1]: a pure function."""
+    def apply(self, hq: Tensor, parameters: Parameters) -> dict[str, Tensor]:
+        """(3, h, w) in [0, 1] to what the sample gains: lq (3, h, w); further LQs, or another hq, where the recipe has them."""
+
+    def apply_batch(self, hq: Tensor, parameters: Parameters) -> dict[str, Tensor]:
+        """The same for (b, 3, h, w) on any device; every number in parameters is a (b,) numpy array, every word a list."""
+
+
+def finished(made: dict[str, Any]) -> dict[str, Any]:
+    """A sample or batch after its degradation: a given target takes the place of the HQ that the LQ was made of.
+
+    Raises:  ValueError: the degradation changed the HQ's size, so that it can't have a target.
+    """
+    if "target" not in made:
+        return made
+    target = made.pop("target")
+    if target.shape != made["hq"].shape:
+        raise ValueError(
+            f"the degradation made an HQ of {tuple(made['hq'].shape)}, but the target is {tuple(target.shape)}: "
+            "choose a degradation that keeps the size, or data without targets"
+        )
+    return {**made, "hq": target}

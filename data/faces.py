@@ -1,16 +1,19 @@
 """Position to sample: read, crop, flip, degrade. Every draw is a function of (seed, position)."""
 
 import warnings
-from typing import Literal
+from typing import Literal, cast
 
+import cv2
 import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-from data.batch import Degradation, Sample
+from data.augmentation import Augmentation
+from data.batch import Degradation, Sample, finished
 from data.images import UnreadableImage, decode, to_tensor
-from data.order import draws, image_at
-from data.sources import Source
+from data.order import BlockOrder, draws, image_at
+from data.pairs import check_pair
+from data.sources import Blocked, Source
 
 
 def read_image(source: Source, index: int) -> np.ndarray:
@@ -20,6 +23,15 @@ def read_image(source: Source, index: int) -> np.ndarray:
     except OSError as error:
         raise UnreadableImage(f"{source.name(index)} can't be read: {error}") from error
     return decode(contents, source.name(index))
+
+
+def read_photos(source: Source, targets: Source | None, index: int, is_degraded: bool) -> list[np.ndarray]:
+    """A photo, and its target if there are targets. Raises UnreadableImage, or ValueError: their sizes don't fit."""
+    photos = [read_image(source, index)]
+    if targets is not None:
+        photos.append(read_image(targets, index))
+        check_pair(photos[0], photos[1], source.name(index), is_degraded)
+    return photos
 
 
 def center_crop(photo: np.ndarray, size: int) -> np.ndarray:
@@ -40,13 +52,54 @@ def center_crop(photo: np.ndarray, size: int) -> np.ndarray:
     return photo[top : top + size, left : left + size]
 
 
-def random_crop(photo: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """A (size, size) cut at a drawn place; every place is equally likely.
+def center_crops(photos: list[np.ndarray], size: int, name: str) -> list[np.ndarray]:
+    """A photo, and its target if there is one, so that the last is (size, size).
 
-    Args:    photo: (h, w, 3) uint8, neither side below size.
+    Photos of one size are scaled as center_crop does; a smaller LQ and its target are cut from their middle and never scaled.
     """
-    top, left = (int(rng.integers(side - size + 1)) for side in photo.shape[:2])
-    return photo[top : top + size, left : left + size]
+    if photos[0].shape == photos[-1].shape:
+        return [center_crop(photo, size) for photo in photos]
+    part = part_of_crop(photos, size, name)
+    top, left = ((side - part) // 2 for side in photos[0].shape[:2])
+    return cut_alike(photos, top, left, part)
+
+
+def random_crops(photos: list[np.ndarray], size: int, rng: np.random.Generator, name: str) -> list[np.ndarray]:
+    """A photo, and its target if there is one, cut at one drawn place so that the last is (size, size).
+
+    Every place in the first is equally likely.
+    """
+    part = part_of_crop(photos, size, name)
+    top, left = (int(rng.integers(side - part + 1)) for side in photos[0].shape[:2])
+    return cut_alike(photos, top, left, part)
+
+
+def part_of_crop(photos: list[np.ndarray], size: int, name: str) -> int:
+    """Side of the crop in the first photo when the last one's is size. Raises ValueError: it isn't whole."""
+    scale = photos[-1].shape[0] // photos[0].shape[0]
+    if size % scale:
+        raise ValueError(
+            f"{name} is {scale} times smaller than its target, so the crop of {size} px must be a multiple of {scale}"
+        )
+    return size // scale
+
+
+def cut_alike(photos: list[np.ndarray], top: int, left: int, part: int) -> list[np.ndarray]:
+    """(part, part) of the first photo, and the same region of the others, which may be larger by a whole number."""
+    scales = [photo.shape[0] // photos[0].shape[0] for photo in photos]
+    return [photo[top * s : (top + part) * s, left * s : (left + part) * s] for photo, s in zip(photos, scales, strict=True)]
+
+
+def degraded(photos: list[np.ndarray], degradation: Degradation | None, seed: int, position: int) -> Sample:
+    """What training sees of a photo, or of a photo and its target; see data.batch.Sample."""
+    first, last = to_tensor(photos[0]), to_tensor(photos[-1])
+    if degradation is None:
+        return {"lq": first, "hq": last}
+    parameters = degradation.sample(seed, position, (first.shape[1], first.shape[2]))
+    target: Sample = {"target": last} if len(photos) > 1 else {}
+    if degradation.batched:
+        return {"hq": first, "parameters": parameters, **target}
+    return cast(Sample, finished({"hq": first, **degradation.apply(first, parameters), **target}))
 
 
 def check_size(photo: np.ndarray, size: int, name: str, key: str) -> None:
@@ -62,7 +115,10 @@ def check_size(photo: np.ndarray, size: int, name: str, key: str) -> None:
 class FaceDataset(Dataset[Sample]):
     """Training samples by position 0, 1, 2, …, without end; PositionSampler says which positions to ask for.
 
-    Args:    size: side of HQ and LQ in pixels.
+    Args:    targets: of the images of source, in their order (data.pairs); None: an image is its own.
+             degradation: makes the LQ of an image; None: the images are LQs, and targets are given.
+             augmentation: of an image and its target alike, before everything else.
+             size: side of the HQ in pixels; of the LQ too, unless it came smaller.
              crop: center: scaled and cut as DiffBIR does; random: cut at the photograph's own scale.
              hflip_prob: HQ and LQ are mirrored together, before the degradation.
              on_error: skip: the next readable image of the order stands in for an unreadable one, under the position's own
@@ -74,7 +130,9 @@ class FaceDataset(Dataset[Sample]):
         self,
         *,
         source: Source,
-        degradation: Degradation,
+        targets: Source | None,
+        degradation: Degradation | None,
+        augmentation: Augmentation,
         size: int,
         crop: Literal["center", "random"],
         hflip_prob: float,
@@ -83,33 +141,37 @@ class FaceDataset(Dataset[Sample]):
         keep_decoded: bool,
     ) -> None:
         self.source = source
-        self.decoded: dict[int, np.ndarray] | None = {} if keep_decoded else None
+        self.targets = targets
+        self.decoded: dict[int, list[np.ndarray]] | None = {} if keep_decoded else None
         self.degradation = degradation
+        self.augmentation = augmentation
         self.size = size
         self.crop = crop
         self.hflip_prob = hflip_prob
         self.seed = seed
         self.on_error = on_error
+        blocks = source.blocks if isinstance(source, Blocked) else ()
+        self.block_order = BlockOrder(lengths=blocks, seed=seed) if blocks else None
 
     def __getitem__(self, position: int) -> Sample:
         """Raises UnreadableImage: the file, or with on_error=skip every file. ValueError: the image is too small."""
-        photo, name, unreadable = self._photo(position)
-        check_size(photo, self.size, name, "data.size")
+        photos, name, unreadable = self._photos(position)
+        photos = self.augmentation.apply(photos, draws(self.seed, position, "data.augmentation"), name)
+        check_size(photos[-1], self.size, name, "data.size")
         if self.crop == "center":
-            photo = center_crop(photo, self.size)
+            photos = center_crops(photos, self.size, name)
         else:
-            photo = random_crop(photo, self.size, draws(self.seed, position, "data.crop"))
+            photos = random_crops(photos, self.size, draws(self.seed, position, "data.crop"), name)
         if draws(self.seed, position, "data.flip").random() < self.hflip_prob:
-            photo = photo[:, ::-1]
-        hq = to_tensor(photo)
-        lq = self.degradation.apply(hq, self.degradation.sample(self.seed, position, (self.size, self.size)))
-        return {"lq": lq, "hq": hq, "position": position, "unreadable": unreadable}
+            photos = [cv2.flip(photo, 1) for photo in photos]
+        made = degraded(photos, self.degradation, self.seed, position)
+        return {**made, "position": position, "unreadable": unreadable}
 
-    def _photo(self, position: int) -> tuple[np.ndarray, str, int]:
-        """The photo at a position, its name, and how many files before it were passed over."""
+    def _photos(self, position: int) -> tuple[list[np.ndarray], str, int]:
+        """The photo at a position, with its target if it has one; its name, and how many files before it were passed over."""
         count = len(self.source)
         for passed_over in range(2 * count):  # any stretch of 2 * count positions holds a whole pass
-            index = image_at(position + passed_over, count, self.seed)
+            index = self._image_at(position + passed_over)
             try:
                 return self._read(index), self.source.name(index), passed_over
             except UnreadableImage as error:
@@ -118,28 +180,42 @@ class FaceDataset(Dataset[Sample]):
                 warnings.warn(f"data.on_error=skip passes over {error}", stacklevel=2)  # Python shows each file once
         raise UnreadableImage(f"none of the {count} images can be read, the first is {self.source.name(0)}: check data.root")
 
-    def _read(self, index: int) -> np.ndarray:
+    def _image_at(self, position: int) -> int:
+        if self.block_order is not None:
+            return self.block_order.image_at(position)
+        return image_at(position, len(self.source), self.seed)
+
+    def _read(self, index: int) -> list[np.ndarray]:
         if self.decoded is None:
-            return read_image(self.source, index)
+            return read_photos(self.source, self.targets, index, self.degradation is not None)
         if index not in self.decoded:
-            self.decoded[index] = read_image(self.source, index)
+            self.decoded[index] = read_photos(self.source, self.targets, index, self.degradation is not None)
         return self.decoded[index]
 
 
 class FixedFaces(Dataset[Sample]):
     """The validation set: the same images under the same degradations, whenever and wherever it is read.
 
-    Position i is image i // degradations_per_image under the degradation drawn from (seed, i). Nothing is flipped, and an
+    Position i is image i // degradations_per_image under the degradation drawn from (seed, i). Nothing is augmented, and an
     unreadable image is always an error.
 
-    Args:    size: side of the centre crop in pixels; None leaves images as they are.
+    Args:    targets, degradation: see FaceDataset.
+             size: side of the centre crop in pixels; None leaves images as they are.
              seed: of the validation alone, so that runs with other training seeds are compared on the same pictures.
     """
 
     def __init__(
-        self, *, source: Source, degradation: Degradation, degradations_per_image: int, size: int | None, seed: int
+        self,
+        *,
+        source: Source,
+        targets: Source | None,
+        degradation: Degradation | None,
+        degradations_per_image: int,
+        size: int | None,
+        seed: int,
     ) -> None:
         self.source = source
+        self.targets = targets
         self.degradation = degradation
         self.degradations_per_image = degradations_per_image
         self.size = size
@@ -151,10 +227,9 @@ class FixedFaces(Dataset[Sample]):
     def __getitem__(self, position: int) -> Sample:
         """Raises UnreadableImage, or ValueError: the image is below size."""
         index = position // self.degradations_per_image
-        photo = read_image(self.source, index)
+        photos = read_photos(self.source, self.targets, index, self.degradation is not None)
         if self.size is not None:
-            check_size(photo, self.size, self.source.name(index), "data.val_size")
-            photo = center_crop(photo, self.size)
-        hq = to_tensor(photo)
-        lq = self.degradation.apply(hq, self.degradation.sample(self.seed, position, (hq.shape[1], hq.shape[2])))
-        return {"lq": lq, "hq": hq, "position": position, "unreadable": 0}
+            name = self.source.name(index)
+            check_size(photos[-1], self.size, name, "data.val_size")
+            photos = center_crops(photos, self.size, name)
+        return {**degraded(photos, self.degradation, self.seed, position), "position": position, "unreadable": 0}

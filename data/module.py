@@ -8,20 +8,52 @@ import cv2
 import torch
 from annotated_types import Ge, Le
 from lightning import LightningDataModule
-from torch.utils.data import DataLoader, Dataset, Subset
+from threadpoolctl import threadpool_limits
+from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
-from data.batch import Batch, Degradation
+from data.augmentation import Augmentation
+from data.batch import Batch, Degradation, Parameters, Sample, finished
 from data.faces import FaceDataset, FixedFaces
 from data.order import PositionSampler
+from data.pairs import targets_of
 from data.sources import Part, Source
 
 
+def ignore_once(signum: int, frame: Any) -> None:
+    """A second SIGTERM ends a worker: the training process sends it at its own end to workers that don't hear it otherwise."""
+    signal.signal(signum, signal.SIG_DFL)
+
+
 def one_thread(worker: int) -> None:
-    """Workers are the parallelism: OpenCV and torch stay on one thread. Signals are for the training process to answer."""
-    for signum in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT):
+    """Workers are the parallelism: OpenCV, torch and numpy's BLAS stay on one thread. The training process answers signals."""
+    for signum in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT):
         signal.signal(signum, signal.SIG_IGN)  # SLURM and a terminal send them to every process
+    signal.signal(signal.SIGTERM, ignore_once)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+    threadpool_limits(1)
+
+
+Photos = tuple[Source, Source | None]  # images, and their targets where they have some
+
+
+def _part(photos: Photos, start: int, stop: int) -> Photos:
+    source, targets = photos
+    part = Part(whole=source, start=start, stop=stop)
+    return part, None if targets is None else Part(whole=targets, start=start, stop=stop)
+
+
+def collated(samples: list[Sample]) -> dict[str, Any]:
+    """Samples stacked; drawn parameters become numpy arrays, which neither a device nor a precision of Lightning's touches."""
+    batch = default_collate(samples)
+    return {name: _arrays(value) if name == "parameters" else value for name, value in batch.items()}
+
+
+def _arrays(parameters: Parameters) -> Parameters:
+    return {
+        name: _arrays(value) if isinstance(value, dict) else value.numpy() if isinstance(value, torch.Tensor) else value
+        for name, value in parameters.items()
+    }
 
 
 class FaceData(LightningDataModule):
@@ -31,9 +63,12 @@ class FaceData(LightningDataModule):
 
     Args:    root: folder (or what source takes) of the training images; None asks the user for it.
              val_root: of the validation images; None holds out the last val_images of root.
+             paired: the HQ of each image is given, as the target of the same name (data/pairs.py); False: an image is its own.
+             target_root, val_target_root: of the targets.
+             degradation: makes LQs; None: root holds LQs, and is paired.
              source: makes a Source of a root.
              expects: one sentence for the message when a root is missing: which folder it should be, and where it comes from.
-             size, crop, hflip_prob, seed, on_error, keep_decoded: see FaceDataset.
+             augmentation, size, crop, hflip_prob, seed, on_error, keep_decoded: see FaceDataset.
              batch_size: samples a step and device.
              num_workers: processes a loader, 0 reads in the training process.
              val_size: side of the validation images in pixels; None leaves them as they are (then val_batch_size is 1, unless
@@ -49,9 +84,13 @@ class FaceData(LightningDataModule):
         *,
         root: str | None,
         val_root: str | None,
+        paired: bool,
+        target_root: str | None,
+        val_target_root: str | None,
         source: Callable[..., Source],
         expects: str,
-        degradation: Degradation,
+        degradation: Degradation | None,
+        augmentation: Augmentation,
         size: Annotated[int, Ge(1)],
         crop: Literal["center", "random"],
         hflip_prob: Annotated[float, Ge(0), Le(1)],
@@ -69,12 +108,22 @@ class FaceData(LightningDataModule):
         super().__init__()
         if root is None:
             raise ValueError(f"data.root is not set: {expects} Give it as data.root=DIR")
+        if degradation is None and not paired:
+            raise ValueError("data.degradation=null leaves LQs without HQs: choose data=pairs, or a degradation")
         self.make_source, self.expects = source, expects
         self.batch_size, self.val_batch_size, self.num_workers = batch_size, val_batch_size, num_workers
-        train, val = self._sources(root, val_root, val_images)
+        self.degradation = degradation
+        self.paired = paired
+        photos = self._photos("root", root, "target_root", target_root)
+        if val_root is None:
+            train, val = self._held_out(root, photos, val_images)
+        else:
+            train, val = photos, self._photos("val_root", val_root, "val_target_root", val_target_root)
         self.faces = FaceDataset(
-            source=train,
+            source=train[0],
+            targets=train[1],
             degradation=degradation,
+            augmentation=augmentation,
             size=size,
             crop=crop,
             hflip_prob=hflip_prob,
@@ -83,23 +132,36 @@ class FaceData(LightningDataModule):
             keep_decoded=keep_decoded,
         )
         self.fixed = FixedFaces(
-            source=val, degradation=degradation, degradations_per_image=val_degradations, size=val_size, seed=val_seed
+            source=val[0],
+            targets=val[1],
+            degradation=degradation,
+            degradations_per_image=val_degradations,
+            size=val_size,
+            seed=val_seed,
         )
         self._start_samples = 0
         self._start_step: int | None = None
 
-    def _sources(self, root: str, val_root: str | None, val_images: int) -> tuple[Source, Source]:
-        """Training and validation images, which share none unless the user names overlapping roots."""
-        images = self._open("root", root)
-        if val_root is not None:
-            return images, self._open("val_root", val_root)
-        kept = len(images) - val_images
+    def _photos(self, key: str, root: str, target_key: str, target_root: str | None) -> Photos:
+        if self.paired and target_root is None:
+            raise ValueError(f"data.{target_key} is not set: {self.expects} Give it as data.{target_key}=DIR")
+        if target_root is not None and not self.paired:
+            raise ValueError(f"data.{target_key}={target_root} is for paired images: choose data=pairs or data=ffhqr")
+        photos = self._open(key, root)
+        if target_root is None:
+            return photos, None
+        return photos, targets_of(photos, self._open(target_key, target_root), f"data.{target_key}={target_root}")
+
+    def _held_out(self, root: str, photos: Photos, val_images: int) -> tuple[Photos, Photos]:
+        """All but the last val_images, and these."""
+        count = len(photos[0])
+        kept = count - val_images
         if kept < 1:
             raise ValueError(
-                f"data.val_images={val_images} leaves nothing to train on: data.root={root} holds {len(images)} images; "
-                f"hold out {len(images) - 1} at most, or give data.val_root=DIR"
+                f"data.val_images={val_images} leaves nothing to train on: data.root={root} holds {count} images; "
+                f"hold out {count - 1} at most, or give data.val_root=DIR"
             )
-        return Part(whole=images, start=0, stop=kept), Part(whole=images, start=kept, stop=len(images))
+        return _part(photos, 0, kept), _part(photos, kept, count)
 
     def _open(self, key: str, root: str) -> Source:
         try:
@@ -132,6 +194,14 @@ class FaceData(LightningDataModule):
         share = Subset(self.fixed, range(self._rank(), len(self.fixed), self._world()))
         return self._loader(share, batch_size=self.val_batch_size)
 
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """Makes the LQs of a batch on the device, where the degradation does that (data.batch.Degradation.batched)."""
+        if "parameters" not in batch:
+            return batch
+        assert self.degradation is not None
+        parameters = batch.pop("parameters")
+        return finished({**batch, **self.degradation.apply_batch(batch["hq"], parameters)})
+
     def state_dict(self) -> dict[str, int]:
         """What a checkpoint keeps of the data: how far the order has been read."""
         return {"samples": self.samples_seen}
@@ -142,7 +212,8 @@ class FaceData(LightningDataModule):
 
     def _loader(self, dataset: Dataset, **options: Any) -> DataLoader[Batch]:
         on_cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return DataLoader(dataset, num_workers=self.num_workers, worker_init_fn=one_thread, pin_memory=on_cuda, **options)
+        options |= {"num_workers": self.num_workers, "worker_init_fn": one_thread, "collate_fn": collated}
+        return DataLoader(dataset, pin_memory=on_cuda, **options)
 
     def _rank(self) -> int:
         return 0 if self.trainer is None else self.trainer.global_rank

@@ -1,7 +1,7 @@
 """Which image stands at a position of the run, and which positions a process reads: pure functions of a few numbers."""
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -25,6 +25,41 @@ def image_at(position: int, count: int, seed: int) -> int:
     """
     run_through, place = divmod(position, count)
     return int(_permutation(count, seed, run_through)[place])
+
+
+class BlockOrder:
+    """As image_at, for images in blocks: each pass takes the blocks in a fresh order, and the images of each in a fresh order.
+
+    So what is read in a row lies together, and a source needs no more than a block at hand.
+
+    Args:    lengths: images in each block; none is left out.
+    """
+
+    def __init__(self, *, lengths: Sequence[int], seed: int) -> None:
+        self.lengths = np.asarray(lengths)
+        self.starts = np.cumsum(self.lengths) - self.lengths
+        self.seed = seed
+        self._pass: tuple[int, np.ndarray, np.ndarray] | None = None  # its number, the blocks in order, where each ends
+
+    def image_at(self, position: int) -> int:
+        """The number of the image at a position."""
+        run_through, place = divmod(position, int(self.lengths.sum()))
+        order, ends = self._blocks(run_through)
+        nth = int(np.searchsorted(ends, place, side="right"))
+        block = int(order[nth])
+        row = place - int(ends[nth] - self.lengths[block])
+        return int(self.starts[block]) + int(_rows(int(self.lengths[block]), self.seed, run_through, block)[row])
+
+    def _blocks(self, run_through: int) -> tuple[np.ndarray, np.ndarray]:
+        if self._pass is None or self._pass[0] != run_through:
+            order = draws(self.seed, run_through, "data.order").permutation(len(self.lengths))
+            self._pass = run_through, order, np.cumsum(self.lengths[order])
+        return self._pass[1:]
+
+
+@lru_cache(maxsize=4)
+def _rows(length: int, seed: int, run_through: int, block: int) -> np.ndarray:
+    return draws(seed, run_through, f"data.order.{block}").permutation(length)
 
 
 class PositionSampler:

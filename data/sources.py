@@ -1,6 +1,7 @@
 """Where bytes come from: names and contents, nothing about faces."""
 
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -21,6 +22,39 @@ class Source(Protocol):
         """The file's contents. Raises OSError when it can't be read."""
 
 
+@runtime_checkable
+class Named(Source, Protocol):
+    """A source whose files have names of their own, so that they can be told apart and paired (data/pairs.py)."""
+
+    paths: list[str]  # relative to the root, with forward slashes
+
+
+@runtime_checkable
+class Blocked(Source, Protocol):
+    """A source that is read in blocks of neighbours; data/order.py keeps to a block while it lasts."""
+
+    blocks: tuple[int, ...]  # lengths, in order; their sum is the source's length
+
+
+def is_image(path: str) -> bool:
+    """Whether a path with forward slashes names an image that is not hidden."""
+    name = path.rpartition("/")[2]
+    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
+
+
+def existing(root: str, what: str) -> Path:
+    """root as a path. Raises ValueError, which says what was wanted, when nothing is there."""
+    path = Path(root).expanduser()
+    if not path.exists():
+        raise ValueError(f"{root} does not exist (looked in {Path.cwd()}): give {what}")
+    return path
+
+
+def first_few(names: Sequence[str]) -> str:
+    """Three names for a message, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
 class ImageFolder:
     """All images below a folder, links followed, sorted by their path relative to it; dot files are left out.
 
@@ -29,9 +63,7 @@ class ImageFolder:
     """
 
     def __init__(self, *, root: str) -> None:
-        self.root = Path(root).expanduser()
-        if not self.root.exists():
-            raise ValueError(f"{root} does not exist (looked in {Path.cwd()}): give a folder of images")
+        self.root = existing(root, "a folder of images")
         if not self.root.is_dir():
             raise ValueError(f"{root} is a file: give the folder that holds the images")
         self.paths = sorted(self._walk())
@@ -44,8 +76,7 @@ class ImageFolder:
         """Paths relative to root, with forward slashes."""
         found = []
         for folder, _, names in os.walk(self.root, followlinks=True):
-            images = (name for name in names if name.lower().endswith(SUFFIXES) and not name.startswith("."))
-            found += [(Path(folder) / name).relative_to(self.root).as_posix() for name in images]
+            found += [(Path(folder) / name).relative_to(self.root).as_posix() for name in names if is_image(name)]
         return found
 
     def __len__(self) -> int:
@@ -60,15 +91,55 @@ class ImageFolder:
         return (self.root / self.paths[index]).read_bytes()
 
 
-class Part:
-    """A stretch of another source, such as the images held out for validation.
+class FileList:
+    """The files that a text file lists, one path a line, in its order; blank lines and lines that start with # are skipped.
 
-    Args:    start, stop: the numbers start .. stop - 1 of the whole.
+    Args:    root: the text file, UTF-8.
+             relative_to: folder that the paths start from; None: the one the list lies in.
+    Raises:  ValueError: the list doesn't exist or is empty, or files that it lists don't exist.
     """
 
-    def __init__(self, *, whole: Source, start: int, stop: int) -> None:
+    def __init__(self, *, root: str, relative_to: str | None) -> None:
+        file = existing(root, "a text file that lists images")
+        if not file.is_file():
+            raise ValueError(f"{root} is a folder: give the text file that lists images, or data/source=folder")
+        self.folder = Path(relative_to).expanduser() if relative_to else file.parent
+        try:
+            lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{root} is no text file ({error}): give one path of an image a line") from error
+        self.paths = [line for line in lines if line and not line.startswith("#")]
+        if not self.paths:
+            raise ValueError(f"{root} lists no image: give one path a line")
+        missing = [path for path in self.paths if not (self.folder / path).is_file()]
+        if missing:
+            raise ValueError(
+                f"{root} lists {len(self.paths)} files, {len(missing)} of which don't exist in {self.folder}: "
+                f"{first_few(missing)}; correct it, or give the folder its paths start from as data.source.relative_to=DIR "
+                "with data/source=list"
+            )
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def name(self, index: int) -> str:
+        """The full path."""
+        return str(self.folder / self.paths[index])
+
+    def read(self, index: int) -> bytes:
+        """The file's contents."""
+        return (self.folder / self.paths[index]).read_bytes()
+
+
+class Picked:
+    """Some files of another source, in another order.
+
+    Args:    indices: of the whole.
+    """
+
+    def __init__(self, *, whole: Source, indices: Sequence[int]) -> None:
         self.whole = whole
-        self.indices = range(start, stop)
+        self.indices = indices
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -80,3 +151,24 @@ class Part:
     def read(self, index: int) -> bytes:
         """As the whole reads it."""
         return self.whole.read(self.indices[index])
+
+
+class Part(Picked):
+    """A stretch of another source, such as the images held out for validation; its blocks are those of the whole.
+
+    Args:    start, stop: the numbers start .. stop - 1 of the whole.
+    """
+
+    def __init__(self, *, whole: Source, start: int, stop: int) -> None:
+        super().__init__(whole=whole, indices=range(start, stop))
+        self.blocks = tuple(_cut(whole.blocks, start, stop)) if isinstance(whole, Blocked) else ()
+
+
+def _cut(lengths: Sequence[int], start: int, stop: int) -> Iterator[int]:
+    """Lengths of the blocks within start .. stop - 1, those at both ends shortened."""
+    begin = 0
+    for length in lengths:
+        inside = min(begin + length, stop) - max(begin, start)
+        if inside > 0:
+            yield inside
+        begin += length

@@ -15,7 +15,10 @@ from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf import DictConfig, OmegaConf
 
 CONF = Path(__file__).parent.parent / "conf"
-LISTED = ("model", "experiment", "loss", "data", "degradation", "network", "optimizer", "schedule", "trainer", "logger")
+LISTED = (
+    *("model", "experiment", "loss", "data", "degradation", "augmentation"),
+    *("network", "optimizer", "schedule", "trainer", "logger"),
+)
 
 
 def main() -> None:

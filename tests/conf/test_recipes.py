@@ -24,6 +24,7 @@ CASES = [
     *(("experiment", name) for name in names("experiment")),
     *(("loss", name) for name in names("loss") if name != "mse_lpips"),  # its backbone's weights: tests/losses, test below
     *(("degradation", name) for name in names("degradation")),
+    *(("augmentation", name) for name in names("augmentation")),
     *(("schedule", name) for name in names("schedule")),
     *(("optimizer", name) for name in names("optimizer")),
     *(("logger", name) for name in names("logger")),
@@ -32,8 +33,8 @@ CASES = [
 
 def test_nothing_is_overlooked() -> None:
     found = {group: len(names(group)) for group in ("model", "experiment", "loss", "data", "network", "trainer", "logger")}
-    assert found == {"model": 1, "experiment": 4, "loss": 5, "data": 3, "network": 2, "trainer": 6, "logger": 3}
-    assert len(CASES) == 1 + 4 + 4 + 6 + 4 + 2 + 3
+    assert found == {"model": 1, "experiment": 4, "loss": 5, "data": 7, "network": 2, "trainer": 6, "logger": 3}
+    assert len(CASES) == 1 + 4 + 4 + 13 + 3 + 4 + 2 + 3
 
 
 @pytest.mark.parametrize(("group", "name"), CASES, ids=["=".join(case) for case in CASES])

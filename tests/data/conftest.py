@@ -9,13 +9,21 @@ from PIL import Image
 
 
 class Shade:
-    """Degradation that draws one number and multiplies by it."""
+    """Degradation that draws one number and multiplies by it, sample by sample or on batches."""
+
+    def __init__(self, batched=False):
+        self.batched = batched
 
     def sample(self, seed, position, size):
-        return {"shade": {"factor": np.random.default_rng([seed, position, *size]).random()}}
+        return {"shade": {"factor": np.random.default_rng([seed, position, *size]).random(), "word": "dark"}}
 
     def apply(self, hq, parameters):
-        return hq * torch.tensor(parameters["shade"]["factor"], dtype=torch.float32)
+        return {"lq": hq * torch.tensor(parameters["shade"]["factor"], dtype=torch.float32)}
+
+    def apply_batch(self, hq, parameters):
+        assert parameters["shade"]["word"] == ["dark"] * len(hq)
+        factor = torch.from_numpy(parameters["shade"]["factor"]).float()
+        return {"lq": hq * factor[:, None, None, None]}
 
 
 @pytest.fixture

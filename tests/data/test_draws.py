@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 import data.faces
+from data.augmentation import Augmentation
 from data.module import FaceData
 from data.order import draws
 from data.sources import ImageFolder
@@ -38,11 +39,11 @@ def maps(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Told(Pipeline):
     """A degradation whose LQ is what was drawn: the first values are its parameters."""
 
-    def apply(self, hq: torch.Tensor, parameters: dict[str, dict[str, float | int]]) -> torch.Tensor:
+    def apply(self, hq: torch.Tensor, parameters: dict[str, Any]) -> dict[str, torch.Tensor]:
         lq = torch.zeros(hq.shape, dtype=torch.float64)
         for number, value in enumerate(value for each in parameters.values() for value in each.values()):
             lq.view(-1)[number] = value
-        return lq
+        return {"lq": lq}
 
 
 def samples(maps: Path, rank: int, workers: int) -> Iterator[dict[str, torch.Tensor]]:
@@ -50,9 +51,15 @@ def samples(maps: Path, rank: int, workers: int) -> Iterator[dict[str, torch.Ten
     faces = FaceData(
         root=str(maps),
         val_root=None,
+        paired=False,
+        target_root=None,
+        val_target_root=None,
         source=partial(ImageFolder),
         expects="",
-        degradation=Told(operators={"noise": GaussianNoise(sigma_255=(0, 15))}, quantize=False),
+        degradation=Told(
+            operators={"noise": GaussianNoise(sigma_255=(0, 15), grey_prob=0)}, quantize=False, hq_too=[], device="cpu"
+        ),
+        augmentation=Augmentation(transforms={}),
         size=SIZE,
         crop="random",
         hflip_prob=0.5,

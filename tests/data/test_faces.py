@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from data.faces import FaceDataset, FixedFaces, center_crop, random_crop
+from data.augmentation import Augmentation
+from data.faces import FaceDataset, FixedFaces, center_crop, random_crops
 from data.images import UnreadableImage
 from data.order import draws, image_at
 from data.sources import ImageFolder
@@ -17,6 +18,7 @@ def textured(height, width, seed=0):
 
 def faces(folder, degradation, **changes):
     options = {"size": 16, "crop": "center", "hflip_prob": 0.0, "seed": 5, "on_error": "raise", "keep_decoded": False}
+    options |= {"targets": None, "augmentation": Augmentation(transforms={})}
     return FaceDataset(source=ImageFolder(root=str(folder)), degradation=degradation, **(options | changes))
 
 
@@ -53,7 +55,7 @@ def test_center_crop_of_any_shape(height, width):
 
 def test_random_crop_reaches_every_place():
     places = np.arange(4 * 5).reshape(4, 5, 1).astype(np.uint8)
-    corners = [int(random_crop(places, 3, draws(0, position, "x"))[0, 0, 0]) for position in range(600)]
+    corners = [int(random_crops([places], 3, draws(0, position, "x"), "a")[0][0, 0, 0]) for position in range(600)]
     found = {corner: corners.count(corner) for corner in set(corners)}
     assert set(found) == {0, 1, 2, 5, 6, 7}
     assert min(found.values()) > 60
@@ -69,7 +71,7 @@ def test_sample(folder, shade):
     assert (sample["position"], sample["unreadable"]) == (9, 0)
     photo = np.asarray(Image.open(folder / f"img_{image_at(9, 7, 5)}.png"))
     np.testing.assert_array_equal((sample["hq"] * 255).round(), center_crop(photo, 16).transpose(2, 0, 1))
-    assert torch.equal(sample["lq"], shade.apply(sample["hq"], shade.sample(5, 9, (16, 16))))
+    assert torch.equal(sample["lq"], shade.apply(sample["hq"], shade.sample(5, 9, (16, 16)))["lq"])
 
 
 def test_the_same_position_gives_the_same_sample(folder, shade):
@@ -131,7 +133,7 @@ def test_skip_takes_the_next_and_counts(folder, shade):
         ahead = next(step for step in range(7) if order[position + step] not in order[1:3])
         sample = dataset[position]
         assert (sample["position"], sample["unreadable"]) == (position, ahead)
-        assert torch.equal(sample["lq"], shade.apply(sample["hq"], shade.sample(5, position, (16, 16))))
+        assert torch.equal(sample["lq"], shade.apply(sample["hq"], shade.sample(5, position, (16, 16)))["lq"])
         if ahead == 0:
             assert torch.equal(sample["lq"], whole[position]["lq"])
     assert sum(dataset[position]["unreadable"] for position in range(7)) >= 2
@@ -156,7 +158,7 @@ def test_skip_with_nothing_readable(folder, shade):
 
 
 def fixed(folder, degradation, **changes):
-    options = {"degradations_per_image": 3, "size": 16, "seed": 1}
+    options = {"targets": None, "degradations_per_image": 3, "size": 16, "seed": 1}
     return FixedFaces(source=ImageFolder(root=str(folder)), degradation=degradation, **(options | changes))
 
 
@@ -173,7 +175,7 @@ def test_fixed_set(folder, shade):
 def test_fixed_set_as_the_images_are(folder, shade):
     sample = fixed(folder, shade, size=None)[0]
     np.testing.assert_array_equal((sample["hq"] * 255).round(), textured(24, 20, 0).transpose(2, 0, 1))
-    assert torch.equal(sample["lq"], shade.apply(sample["hq"], shade.sample(1, 0, (24, 20))))
+    assert torch.equal(sample["lq"], shade.apply(sample["hq"], shade.sample(1, 0, (24, 20)))["lq"])
 
 
 def test_fixed_set_errors(folder, shade):

@@ -1,14 +1,17 @@
 """Every kind of file becomes what a person sees; what can't be read is named."""
 
 import io
+import struct
+import zlib
 
 import cv2
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-from data.images import UnreadableImage, decode, to_tensor, write_png
+from data.images import PNG_START, UnreadableImage, _plain_bmp, _plain_png, decode, to_tensor, write_png
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (12, 10, 3), dtype=np.uint8)
@@ -144,3 +147,84 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         write_png(tmp_path / "a.png", torch.zeros(3, 0, 5))
     np.testing.assert_array_equal(decode((tmp_path / "a.png").read_bytes(), "a.png"), RGB)
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+# the short way
+
+
+def pillow(contents):
+    return np.asarray(Image.open(io.BytesIO(contents)).convert("RGB"))
+
+
+def chunk(kind, content):
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png(rows, height, width, colour, extra=b""):
+    header = struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0)
+    return PNG_START + chunk(b"IHDR", header) + extra + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP"])
+@pytest.mark.parametrize("width", [1, 2, 3, 61])
+def test_plain_files_take_the_short_way_to_the_same_pixels(kind, width):
+    contents = as_bytes(Image.fromarray(RNG.integers(0, 256, (47, width, 3), dtype=np.uint8)), kind)
+    quick = _plain_png(contents) if kind == "PNG" else _plain_bmp(contents)
+    np.testing.assert_array_equal(quick, pillow(contents))
+    np.testing.assert_array_equal(decode(contents, "a"), pillow(contents))
+
+
+def test_smooth_pictures_use_all_filters_of_png():
+    contents = as_bytes(Image.fromarray(cv2.resize(RGB, (200, 200), interpolation=cv2.INTER_CUBIC)))
+    np.testing.assert_array_equal(_plain_png(contents), pillow(contents))
+
+
+def test_grey_and_colour_profile_take_the_short_way():
+    grey = as_bytes(Image.fromarray(RGB[..., 0]))
+    np.testing.assert_array_equal(_plain_png(grey), pillow(grey))
+    rows = np.concatenate([np.zeros((12, 1), np.uint8), RGB.reshape(12, 30)], axis=1).tobytes()
+    np.testing.assert_array_equal(_plain_png(png(rows, 12, 10, 2, chunk(b"gAMA", struct.pack(">I", 100000)))), RGB)
+
+
+def test_everything_else_is_left_to_pillow():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    info = PngInfo()
+    info.add_text("Raw profile type exif", "x")
+    rgba = Image.fromarray(RNG.integers(0, 256, (8, 8, 4), dtype=np.uint8))
+    for contents in (
+        as_bytes(Image.fromarray(RGB[..., 0].astype(np.uint16))),
+        as_bytes(Image.fromarray(RGB).convert("P")),
+        as_bytes(rgba),
+        as_bytes(Image.fromarray(RGB), transparency=(1, 2, 3)),
+        as_bytes(Image.fromarray(RGB), exif=exif),
+        as_bytes(Image.fromarray(RGB), pnginfo=info),
+        cv2_png(RNG.integers(0, 65536, (12, 10, 3), dtype=np.uint16)),
+    ):
+        assert _plain_png(contents) is None
+    for image in (Image.fromarray(RGB[..., 0]), rgba, Image.fromarray(RGB).convert("P")):
+        assert _plain_bmp(as_bytes(image, "BMP")) is None
+
+
+@pytest.mark.parametrize("part", [0.02, 0.3, 0.6, 0.99])
+def test_a_truncated_bmp_is_named(part):
+    whole = as_bytes(Image.fromarray(RGB), "BMP")
+    with pytest.raises(UnreadableImage, match=r"a\.bmp can't be read as an image"):
+        decode(whole[: int(len(whole) * part)], "a.bmp")
+
+
+def test_a_png_whose_rows_end_early_is_named():
+    """All checksums are right, and Pillow and OpenCV return half an image."""
+    rows = np.concatenate([np.zeros((12, 1), np.uint8), RGB.reshape(12, 30)], axis=1).tobytes()
+    np.testing.assert_array_equal(decode(png(rows, 12, 10, 2), "a.png"), RGB)
+    with pytest.raises(UnreadableImage, match=r"a\.png can't be read as an image .*: its rows end after 186 of 372 bytes"):
+        decode(png(rows[: len(rows) // 2], 12, 10, 2), "a.png")
+
+
+def test_a_wrong_filter_or_checksum_is_named():
+    rows = np.concatenate([np.full((12, 1), 9, np.uint8), RGB.reshape(12, 30)], axis=1).tobytes()
+    assert _plain_png(png(rows, 12, 10, 2)) is None
+    broken = bytearray(as_bytes(Image.fromarray(RGB)))
+    broken[-20] ^= 1
+    with pytest.raises(UnreadableImage, match=r"a\.png can't be read as an image"):
+        decode(bytes(broken), "a.png")

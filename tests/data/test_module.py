@@ -1,19 +1,26 @@
 """The loaders of a run: order over workers, ranks and restarts; roots; the configs in conf/data."""
 
+import os
 import pickle
+import signal
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from lightning import LightningModule, Trainer
+from PIL import Image
+from threadpoolctl import threadpool_info
 
+from data.augmentation import Augmentation
 from data.images import UnreadableImage
-from data.module import FaceData
+from data.module import FaceData, one_thread
+from data.opening import open_images
 from data.sources import ImageFolder
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -23,6 +30,10 @@ NAMES = sorted(path.stem for path in (CONF / "data").glob("*.yaml"))
 def face_data(root, degradation, **changes):
     options = {
         "val_root": None,
+        "paired": False,
+        "target_root": None,
+        "val_target_root": None,
+        "augmentation": Augmentation(transforms={}),
         "source": partial(ImageFolder),
         "expects": "A folder of test faces is expected.",
         "size": 16,
@@ -76,8 +87,10 @@ def test_workers_change_nothing(folder, shade):
 
 def test_a_worker_names_the_unreadable_file(folder, shade):
     (folder / "img_0.png").write_bytes(b"gone")
+    batches = iter(face_data(folder, shade, num_workers=1, val_images=1).train_dataloader())
     with pytest.raises(UnreadableImage, match=r"img_0\.png can't be read"):
-        first(face_data(folder, shade, num_workers=1, val_images=0).train_dataloader(), 4)
+        [next(batches) for _ in range(4)]
+    batches._shutdown_workers()  # else whenever garbage is collected, which then waits for ten seconds
 
 
 def with_trainer(data, rank=0, world=1, global_step=0, accumulate=1):
@@ -184,8 +197,97 @@ def test_a_run_that_is_stopped_and_resumed_reads_on(folder, shade, tmp_path):
     assert torch.equal(rest.weight, whole.weight)
 
 
+def test_a_batched_degradation_works_on_what_was_transferred(folder, shade):
+    class Kept(Recorder):
+        def __init__(self):
+            super().__init__()
+            self.batches, self.validated = [], []
+
+        def training_step(self, batch, batch_index):
+            self.batches.append(batch)
+            return super().training_step(batch, batch_index)
+
+        def validation_step(self, batch, batch_index):
+            self.validated.append(batch)
+
+    module = Kept()
+    trainer = Trainer(
+        max_steps=3,
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        enable_checkpointing=False,
+        num_sanity_val_steps=0,
+        val_check_interval=3,
+        check_val_every_n_epoch=None,
+    )
+    trainer.fit(module, datamodule=face_data(folder, type(shade)(batched=True)))
+    plain = face_data(folder, shade)
+    assert_equal(module.batches, first(plain.train_dataloader(), 3))
+    assert_equal(module.validated, list(plain.val_dataloader()))
+    raw = first(face_data(folder, type(shade)(batched=True)).train_dataloader(), 1)[0]
+    assert raw.keys() == {"hq", "parameters", "position", "unreadable"}
+    assert isinstance(raw["parameters"]["shade"]["factor"], np.ndarray), "no device or precision touches them"
+
+
+def test_pipelines_on_the_device_and_in_the_workers_agree(folder):
+    def batches(device):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            overrides = ["degradation=light", f"degradation.device={device}", "data=folder", f"data.root={folder}"]
+            overrides += ["data.size=16", "data.val_images=2", "data.num_workers=0"]
+            data = instantiate(compose("train", overrides=overrides).data, _convert_="all")
+        return data.on_after_batch_transfer(first(data.train_dataloader(), 1)[0], 0)
+
+    made, expected = batches("gpu"), batches("cpu")
+    assert made.keys() == expected.keys()
+    assert torch.equal(made["hq"], expected["hq"])
+    assert (made["lq"] - expected["lq"]).abs().mean() < 3 / 255
+
+
+def test_fewer_images_than_a_batch(folder, shade):
+    for number in range(3, 7):
+        (folder / f"img_{number}.png").unlink()
+    data = face_data(folder, shade, batch_size=6, val_images=1)
+    batch = first(data.train_dataloader(), 1)[0]
+    assert batch["position"].tolist() == [0, 1, 2, 3, 4, 5]
+    assert len(data.faces.source) == 2
+    assert len({tuple(hq.flatten().tolist()) for hq in batch["hq"]}) > 2, "crops and flips differ"
+
+
+def test_numerical_libraries_stay_on_one_thread_in_a_worker():
+    class Threads(torch.utils.data.Dataset):
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, index):
+            return [torch.get_num_threads(), *(each["num_threads"] for each in threadpool_info())]
+
+    (counts,) = torch.utils.data.DataLoader(Threads(), num_workers=1, worker_init_fn=one_thread)
+    assert len(counts) > 1
+    assert {int(count) for count in counts} == {1}
+
+
+def test_a_worker_ends_at_the_second_sigterm():
+    class Signalled(torch.utils.data.Dataset):
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, index):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return index
+
+    batches = iter(torch.utils.data.DataLoader(Signalled(), num_workers=1, worker_init_fn=one_thread, prefetch_factor=1))
+    assert next(batches).tolist() == [0]
+    with pytest.raises(RuntimeError, match=r"exited unexpectedly|Terminated"):
+        next(batches)
+
+
 def test_everything_can_travel_to_a_spawned_worker(folder, shade):
-    data = face_data(folder, None)
+    data = face_data(folder, shade, source=partial(open_images))
+    data.degradation = data.faces.degradation = data.fixed.degradation = None  # a class of the tests can't travel
     assert len(pickle.loads(pickle.dumps(data.fixed))) == len(data.fixed)
     assert pickle.loads(pickle.dumps(data.faces)).size == 16
 
@@ -215,11 +317,77 @@ def test_nothing_left_to_train_on(folder, shade):
 
 def composed(name, *overrides):
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose(overrides=["+degradation=demo", f"+data={name}", "+seed=1", "data.num_workers=0", *overrides]).data
+        return compose("train", overrides=["degradation=demo", f"data={name}", "data.num_workers=0", *overrides]).data
 
 
 def test_all_configs_are_seen():
-    assert {"demo", "ffhq", "folder"} <= set(NAMES)
+    assert {"demo", "df2k", "ffhq", "ffhqr", "folder", "hf", "pairs"} <= set(NAMES)
+
+
+def pictures(folder, size, count=4):
+    folder.mkdir()
+    for number in range(count):
+        pixels = np.random.default_rng(number).integers(0, 256, (size, size, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return folder
+
+
+def test_pairs_config(tmp_path):
+    lq, hq = pictures(tmp_path / "lq", 12), pictures(tmp_path / "hq", 24)
+    small = ["data.size=16", "data.val_size=null", "data.val_images=1"]
+    with pytest.raises(Exception, match=r"data\.target_root is not set: Two folders .* Give it as data\.target_root=DIR"):
+        instantiate(composed("pairs", f"data.root={lq}", *small), _convert_="all")
+    data = instantiate(
+        composed("pairs", f"data.root={lq}", f"data.target_root={hq}", "data.crop=random", *small), _convert_="all"
+    )
+    batch = first(data.train_dataloader(), 1)[0]
+    assert (batch["lq"].shape, batch["hq"].shape) == ((6, 3, 8, 8), (6, 3, 16, 16))
+    (validation,) = data.val_dataloader()
+    np.testing.assert_array_equal((validation["lq"][0] * 255).round(), np.asarray(Image.open(lq / "3.png")).transpose(2, 0, 1))
+    assert validation["hq"].shape == (1, 3, 24, 24)
+    with pytest.raises(Exception, match=r"data\.val_target_root is not set"):
+        instantiate(
+            composed("pairs", f"data.root={lq}", f"data.target_root={hq}", f"data.val_root={lq}", *small), _convert_="all"
+        )
+
+
+def test_ffhqr_config(tmp_path):
+    photos, retouched = pictures(tmp_path / "ffhq", 24), tmp_path / "ffhqr"
+    retouched.mkdir()
+    for file in photos.iterdir():
+        Image.fromarray(255 - np.asarray(Image.open(file))).save(retouched / file.name)
+    roots = [f"data.root={photos}", f"data.target_root={retouched}", "data.size=24", "data.val_images=1", "data.hflip_prob=0.5"]
+    ours = first(instantiate(composed("ffhqr", *roots), _convert_="all").train_dataloader(), 1)[0]
+    plain = [each for each in roots if "target" not in each]
+    ffhq = first(instantiate(composed("ffhq", *plain), _convert_="all").train_dataloader(), 1)[0]
+    assert torch.equal(ours["lq"], ffhq["lq"]), "the LQ is made of the photo"
+    torch.testing.assert_close(ours["hq"], 1 - ffhq["hq"])
+    with pytest.raises(Exception, match=r"data\.target_root=.* is for paired images: choose data=pairs or data=ffhqr"):
+        instantiate(composed("ffhq", *roots), _convert_="all")
+
+
+def test_degradation_null_needs_pairs(folder):
+    with pytest.raises(Exception, match=r"data\.degradation=null leaves LQs without HQs: choose data=pairs"):
+        instantiate(composed("ffhq", f"data.root={folder}", "data.degradation=null"), _convert_="all")
+
+
+def test_df2k_is_mirrored_and_turned(tmp_path):
+    root = pictures(tmp_path / "df2k", 20)
+    data = instantiate(composed("df2k", f"data.root={root}", "data.size=20", "data.val_images=3"), _convert_="all")
+    photo = np.asarray(Image.open(root / "0.png"))
+    ways = [np.rot90(each, turns).tobytes() for each in (photo, photo[:, ::-1]) for turns in range(4)]
+    seen = [data.faces[position]["hq"].mul(255).round().byte().permute(1, 2, 0).numpy().tobytes() for position in range(100)]
+    assert set(seen) == set(ways)
+    assert min(seen.count(way) for way in ways) > 3
+
+
+def test_a_source_is_chosen_on_the_command_line(folder):
+    data = instantiate(composed("ffhq", "data/source=folder", f"data.root={folder}", "data.size=16", "data.val_images=2"))
+    assert type(data.faces.source.whole) is ImageFolder
+    sources = sorted(path.stem for path in (CONF / "data" / "source").glob("*.yaml"))
+    assert sources == ["auto", "bundled", "folder", "hf", "list", "lmdb", "shards", "tar", "zip"]
+    for name in sources:
+        composed("ffhq", f"data/source={name}", "data.root=x")
 
 
 @pytest.mark.parametrize("name", ["ffhq", "folder"])

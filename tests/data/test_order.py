@@ -5,7 +5,7 @@ from itertools import chain, islice
 import numpy as np
 
 import degradations.draws
-from data.order import PositionSampler, draws, image_at
+from data.order import BlockOrder, PositionSampler, draws, image_at
 
 
 def test_every_pass_sees_every_image_once_in_a_new_order():
@@ -55,3 +55,29 @@ def test_starting_at_n_goes_on_where_n_samples_ended():
 def test_iterating_twice_starts_again():
     sampler = PositionSampler(start=3, batch_size=1, rank=0, world=1)
     assert list(islice(sampler, 3)) == list(islice(sampler, 3)) == [[3], [4], [5]]
+
+
+# blocks
+
+
+def test_a_pass_over_blocks_sees_every_image_once_block_by_block():
+    lengths = (5, 1, 8, 0, 3)
+    order = BlockOrder(lengths=lengths, seed=2)
+    block_of = np.repeat(np.arange(5), lengths)
+    passes = [[order.image_at(position) for position in range(start, start + 17)] for start in (0, 17, 170)]
+    for each in passes:
+        assert sorted(each) == list(range(17))
+        changes = np.count_nonzero(np.diff(block_of[each]))
+        assert changes == 3, "each block is left once"
+    assert len({tuple(each) for each in passes}) == 3
+    assert len({tuple(dict.fromkeys(block_of[each])) for each in passes}) > 1, "the blocks come in another order"
+
+
+def test_the_order_of_blocks_does_not_depend_on_what_was_asked_before():
+    one, two = BlockOrder(lengths=(4, 6, 2), seed=1), BlockOrder(lengths=(4, 6, 2), seed=1)
+    assert [one.image_at(position) for position in range(60)] == [two.image_at(position) for position in reversed(range(60))][
+        ::-1
+    ]
+    assert [one.image_at(position) for position in range(12)] != [
+        BlockOrder(lengths=(4, 6, 2), seed=2).image_at(position) for position in range(12)
+    ]

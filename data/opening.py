@@ -1,0 +1,35 @@
+"""What kind of source a root is, by what lies there; data/source=NAME says it instead."""
+
+from pathlib import Path
+
+from data.archives import Shards, TarImages, ZipImages
+from data.hub import hugging_face
+from data.lmdb_images import LmdbImages
+from data.sources import FileList, ImageFolder, Source
+
+
+def open_images(*, root: str) -> Source:
+    """The source that root is.
+
+    A folder is an LMDB if data.mdb lies in it, shards if .tar files, a Hugging Face data set if .parquet or .arrow files, and
+    else a folder of images; a file is what its suffix says; braces mean shards.
+
+    Raises:  ValueError: nothing is there, or no source reads such a file.
+    """
+    path = Path(root).expanduser()
+    inside = {each.suffix for each in path.iterdir()} if path.is_dir() else set()
+    if (path / "data.mdb").is_file():
+        return LmdbImages(root=root)
+    if ".tar" in inside or "{" in path.name:
+        return Shards(root=root, member=None)
+    if {".parquet", ".arrow"} & inside or path.suffix == ".parquet":
+        return hugging_face(root=root, subset=None, split="train", column="image", revision=None, groups_mixed=4)
+    if path.is_file():
+        if path.suffix == ".txt":
+            return FileList(root=root, relative_to=None)
+        if path.suffix in (".zip", ".tar"):
+            return ZipImages(root=root) if path.suffix == ".zip" else TarImages(root=root)
+        raise ValueError(
+            f"{root} is a file: give the folder that holds the images, a .txt that lists them, or a .zip, .tar or .parquet"
+        )
+    return ImageFolder(root=root)
