@@ -37,16 +37,18 @@ def decode(data: bytes, name: str) -> np.ndarray:
     Args:    name: the file's name, for the message.
     Raises:  UnreadableImage: truncated, damaged, no image, or 32-bit pixels.
     """
+    stream = io.BytesIO(data)
     try:
         quick = _plain_png(data) if data.startswith(PNG_START) else _plain_bmp(data) if data.startswith(b"BM") else None
         if quick is not None:
             return quick
-        with Image.open(io.BytesIO(data)) as photo:
+        with Image.open(stream) as photo:
             photo.load()
             ImageOps.exif_transpose(photo, in_place=True)
             return _rgb(photo)
     except READ_ERRORS as error:
-        raise UnreadableImage(f"{name} can't be read as an image ({len(data)} bytes): {error}") from error
+        why = str(error).replace(f" {stream!r}", "")  # Pillow names our stream, which says nothing
+        raise UnreadableImage(f"{name} can't be read as an image ({len(data)} bytes): {why}") from error
 
 
 def _plain_png(data: bytes) -> np.ndarray | None:
