@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import cycle, islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -140,8 +141,10 @@ def _become_train_py(
     sys.exit(_main([str(ROOT / "train.py"), *argv]))
 
 
+@cache
 def _server() -> multiprocessing.context.ForkServerContext:
-    """Its environment is that of all warm runs."""
+    """Its environment is that of all warm runs, so one that other tests started is stopped first."""
+    multiprocessing.forkserver._forkserver._stop()  # type: ignore[attr-defined]
     multiprocessing.set_forkserver_preload(PRELOADED)
     before = os.environ.copy()
     os.environ.update(ENVIRONMENT)
