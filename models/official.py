@@ -13,6 +13,7 @@ import pickle
 import re
 import sys
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ from models.families import FAMILIES, Arguments, CheckpointError, Recognised, cl
 Which = Literal["ema", "network"]
 
 DERIVED = (".attn_mask", ".relative_position_index")  # endings of keys that follow from the configuration
+# Objects of training frameworks that files hold beside their weights; they are passed over, and nothing of theirs is run.
+FRAMEWORKS = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "omegaconf.", "argparse.Namespace")
 WRAPPERS = ("params_ema", "params", "state_dict", "model_state_dict")  # where official files keep a state dict
 OURS = {"ema.average.": "ema", "network.": "network"}  # where our training checkpoints keep one, under state_dict
 
@@ -92,7 +95,8 @@ def _open_safetensors(path: Path) -> tuple[object, Arguments | None]:
 
 def _open_pickle(path: Path) -> tuple[object, Arguments | None]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with torch.serialization.safe_globals(_stand_ins(path)):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except OSError:
         raise
     except Exception as error:  # damaged bytes raise nearly anything
@@ -109,6 +113,18 @@ def _open_pickle(path: Path) -> tuple[object, Arguments | None]:
     config = content.get("config") if isinstance(content, Mapping) else None
     recorded = config.get("network") if isinstance(config, Mapping) else None
     return content, recorded if isinstance(recorded, dict) else None
+
+
+def _stand_ins(path: Path) -> list[Any]:
+    """A plain mapping for each thing that a file names of training frameworks; none when it names anything else besides.
+
+    torch's safe unpickler fills nothing but these, and a mapping takes all that such objects are made of.
+    """
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # damaged, or of a form before zip: reading it says so
+        return []
+    return [(OrderedDict, name) for name in names] if all(name.startswith(FRAMEWORKS) for name in names) else []
 
 
 def unwrap(content: object, which: Which | None, where: str) -> tuple[dict[str, Tensor], str]:
