@@ -11,10 +11,17 @@ class Frozen(nn.Module):
 
     The network follows the owner's device and dtype, but is not among the owner's parameters, state dict or modes:
     an optimizer, an EMA, DDP, a checkpoint or `.train()` cannot reach it.
+
+    Raises: ValueError: nobody says where the network's weights came from, so they are random.
     """
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
+        if not getattr(network, "weights_from", None):
+            raise ValueError(
+                f"the frozen network {type(network).__name__} has no trained weights, and random ones teach nothing: give it "
+                "through models.weights.pretrained, as conf/loss/mse_lpips_id.yaml does"
+            )
         self._network = (network.eval().requires_grad_(False),)  # a tuple, so that it is not registered as a submodule
 
     def forward(self, *inputs: Tensor) -> Any:

@@ -10,6 +10,7 @@ _dropped.rgb_to_grayscale = tvf.rgb_to_grayscale  # type: ignore[attr-defined]
 sys.modules.setdefault(_dropped.__name__, _dropped)
 
 from basicsr import utils  # noqa: E402
+from basicsr.archs import discriminator_arch as discriminators  # noqa: E402
 from basicsr.data import degradations  # noqa: E402
 
-__all__ = ["degradations", "utils"]
+__all__ = ["degradations", "discriminators", "utils"]

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.swinir import SwinIR
-from tests.parity import degradations, distributions
+from tests.parity import degradations, distributions, gan
 from tests.parity.cases import Apart, Case
 
 FIXED = {"qkv_bias": True, "ape": False, "patch_norm": True, "patch_size": 1}  # what SwinIR's files have in common
@@ -67,14 +67,16 @@ def run_with_middle(network: nn.Module, lq: Tensor, middle: list[str]) -> dict[s
 RUNNERS: dict[str, Callable[[Case], dict[str, Tensor]]] = {  # pattern of FAMILY/NAME -> function; the first that fits
     "swinir/*": swinir,
     **degradations.RUNNERS,
+    **gan.RUNNERS,
 }
-APART: dict[str, Apart] = degradations.APART
+APART: dict[str, Apart] = degradations.APART | gan.APART
 
 # Cases that are compared in another way than they were made, with what is not compared; reported by name.
 LESS: dict[str, str] = {
     "swinir/diffbir_ws8_padded": "that a 124x62 image comes out as 128x64: ours is cropped to 124x62; all values are compared",
     **degradations.LESS,
     **distributions.LESS,
+    **gan.LESS,
 }
 
 

@@ -15,8 +15,8 @@ from tests.parity import distributions, fill
 from tests.parity.cases import GOLDEN, RTOL, Apart, Case, cases_in, compare, folders, manifest, manifests_in, problems, sampled
 from tests.parity.runners import APART, LESS, runner_for, swinir_arguments
 
-STORED = {"degradations": 12, "swinir": 3}  # cases of each family in tests/golden
-STORED_MANIFESTS = 9
+STORED = {"adaface": 1, "codeformer": 2, "degradations": 12, "gfpgan": 2, "swinir": 3}  # cases of each family in tests/golden
+STORED_MANIFESTS = 12
 
 ALL = [case for folder in folders() for case in cases_in(folder)]
 CASES = [case for case in ALL if not case.path.stem.startswith("dist_")]

@@ -1,0 +1,114 @@
+"""Terms of a generator against discriminators, and of discriminators; logits have any shape and range."""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from annotated_types import Ge
+from torch import Tensor
+
+from losses.weighted import Loss, Weight
+
+Kind = Literal["vanilla", "hinge", "lsgan", "softplus"]
+
+
+def judged_real(logits: Tensor, kind: Kind) -> Tensor:
+    """What a discriminator minimises on real images; a scalar.
+
+    vanilla: binary cross-entropy (Goodfellow et al. 2014). hinge: Lim and Ye 2017. lsgan: squares (Mao et al. 2017).
+    softplus: StyleGAN's form, the same number as vanilla.
+    """
+    logits = logits.float()  # under autocast they come in half precision
+    if kind == "hinge":
+        return F.relu(1 - logits).mean()
+    if kind == "lsgan":
+        return (logits - 1).square().mean()
+    return F.softplus(-logits).mean()
+
+
+def judged_fake(logits: Tensor, kind: Kind) -> Tensor:
+    """What a discriminator minimises on restored images; a scalar."""
+    logits = logits.float()
+    if kind == "hinge":
+        return F.relu(1 + logits).mean()
+    if kind == "lsgan":
+        return logits.square().mean()
+    return F.softplus(logits).mean()
+
+
+def fooled(logits: Tensor, kind: Kind) -> Tensor:
+    """What a generator minimises on its own images; a scalar. Under hinge the negative mean, without a margin."""
+    return -logits.float().mean() if kind == "hinge" else judged_real(logits, kind)
+
+
+class Adversarial(Loss):
+    """The generator's term against one discriminator.
+
+    Args: of: the discriminator's name in adversary.discriminators.
+          adaptive_at: name of a parameter of the generator, usually the last layer's weight: there the gradient of this term is
+              made as long as that of the others, at most `weight` times its own length (VQGAN); null: weight alone counts.
+    """
+
+    def __init__(self, *, weight: Weight, kind: Kind, of: str, adaptive_at: str | None) -> None:
+        super().__init__(weight=weight)
+        self.kind, self.of, self.adaptive_at = kind, of, adaptive_at
+
+    def forward(self, fake_logits: Mapping[str, Tensor]) -> Tensor:
+        return fooled(fake_logits[self.of], self.kind)
+
+    @staticmethod
+    def adaptive_weight(others: Tensor, adversarial: Tensor, parameter: Tensor, scale: float = 1.0) -> Tensor:
+        """The ratio of gradient norms at a parameter, in [0, 1] and without a graph (Esser et al. 2021, eq. 7).
+
+        Args: others, adversarial: scalars with their graphs.
+              scale: of the losses before their gradients are taken, undone afterwards; against underflow in float16.
+        """
+        norms = [
+            torch.autograd.grad(scale * loss, parameter, retain_graph=True)[0].norm() / scale for loss in (others, adversarial)
+        ]
+        return (norms[0] / (norms[1] + 1e-4)).clamp(0, 1).detach()
+
+
+class Discriminate(Loss):
+    """The discriminator's term: real and restored images, added and not halved."""
+
+    def __init__(self, *, weight: Weight, kind: Kind) -> None:
+        super().__init__(weight=weight)
+        self.kind = kind
+
+    def forward(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+        return judged_real(real_logits, self.kind) + judged_fake(fake_logits, self.kind)
+
+
+class R1(Loss):
+    """Squared norm of the discriminator's gradient at real images, mean over the batch (Mescheder et al. 2018, eq. 9).
+
+    It counts weight / 2 in every update on average: weight / 2 * every_n_steps in updates that every_n_steps divides, and the
+    others go without (Karras et al. 2020, section 4.1).
+    """
+
+    def __init__(self, *, weight: Weight, every_n_steps: Annotated[int, Ge(1)]) -> None:
+        super().__init__(weight=weight)
+        self.every_n_steps = every_n_steps
+
+    def weight_at(self, update: int) -> float | None:
+        weight = super().weight_at(update)
+        return None if weight is None or update % self.every_n_steps else weight / 2 * self.every_n_steps
+
+    def forward(self, real: Tensor, real_logits: Tensor) -> Tensor:
+        """real: (b, 3, h, w) that requires a gradient, and of which real_logits were made."""
+        (slope,) = torch.autograd.grad(real_logits.sum(), real, create_graph=torch.is_grad_enabled())
+        return slope.square().flatten(1).sum(1).mean()
+
+
+class FeatureMatching(Loss):
+    """L1 between a discriminator's features of restored and of real images, mean over its layers (Wang et al. 2018, eq. 4)."""
+
+    def __init__(self, *, weight: Weight, of: str) -> None:
+        super().__init__(weight=weight)
+        self.of = of
+
+    def forward(self, fake_features: Mapping[str, Sequence[Tensor]], real_features: Mapping[str, Sequence[Tensor]]) -> Tensor:
+        pairs = zip(fake_features[self.of], real_features[self.of], strict=True)
+        return torch.stack([F.l1_loss(fake.float(), real.float().detach()) for fake, real in pairs]).mean()
