@@ -1,6 +1,6 @@
 """The contract between data and training: what a sample and a batch hold."""
 
-from typing import Any, Protocol, TypedDict, runtime_checkable
+from typing import Any, NotRequired, Protocol, TypedDict, runtime_checkable
 
 from torch import Tensor
 
@@ -13,6 +13,7 @@ class Sample(TypedDict, total=False):
     lq: Tensor  # (3, h, w) float32 RGB in [0, 1]
     hq: Tensor  # (3, h, w) float32 RGB in [0, 1]
     target: Tensor  # (3, h, w) float32 RGB in [0, 1]
+    real: Tensor  # (3, h, w) float32 RGB in [0, 1]
     parameters: Parameters
     position: int
     unreadable: int
@@ -23,6 +24,7 @@ class Batch(TypedDict):
 
     lq: Tensor  # (b, 3, h, w) float32 RGB in [0, 1]
     hq: Tensor  # (b, 3, h, w) float32 RGB in [0, 1]
+    real: NotRequired[Tensor]  # (b, 3, h, w) clean faces for discriminators, where they are not hq (data.real_root)
     position: Tensor  # (b,) int64: place in the run's endless order (training) or in the fixed set (validation)
     unreadable: Tensor  # (b,) int64: files passed over to fill this place; above 0 only with data.on_error=skip
 

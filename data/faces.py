@@ -6,6 +6,7 @@ from typing import Literal, cast
 import cv2
 import numpy as np
 from PIL import Image
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from data.augmentation import Augmentation
@@ -116,6 +117,7 @@ class FaceDataset(Dataset[Sample]):
     """Training samples by position 0, 1, 2, …, without end; PositionSampler says which positions to ask for.
 
     Args:    targets: of the images of source, in their order (data.pairs); None: an image is its own.
+             real: clean faces that a discriminator sees instead of the HQs; cut and mirrored as these are, each by itself.
              degradation: makes the LQ of an image; None: the images are LQs, and targets are given.
              augmentation: of an image and its target alike, before everything else.
              size: side of the HQ in pixels; of the LQ too, unless it came smaller.
@@ -131,6 +133,7 @@ class FaceDataset(Dataset[Sample]):
         *,
         source: Source,
         targets: Source | None,
+        real: Source | None,
         degradation: Degradation | None,
         augmentation: Augmentation,
         size: int,
@@ -142,6 +145,7 @@ class FaceDataset(Dataset[Sample]):
     ) -> None:
         self.source = source
         self.targets = targets
+        self.real = real
         self.decoded: dict[int, list[np.ndarray]] | None = {} if keep_decoded else None
         self.degradation = degradation
         self.augmentation = augmentation
@@ -157,15 +161,26 @@ class FaceDataset(Dataset[Sample]):
         """Raises UnreadableImage: the file, or with on_error=skip every file. ValueError: the image is too small."""
         photos, name, unreadable = self._photos(position)
         photos = self.augmentation.apply(photos, draws(self.seed, position, "data.augmentation"), name)
+        photos = self._cut(photos, position, name, "data")
+        made = degraded(photos, self.degradation, self.seed, position)
+        real: Sample = {} if self.real is None else {"real": self._real(self.real, position)}
+        return {**made, **real, "position": position, "unreadable": unreadable}
+
+    def _cut(self, photos: list[np.ndarray], position: int, name: str, stream: str) -> list[np.ndarray]:
+        """Cropped and mirrored alike by the draws of a stream."""
         check_size(photos[-1], self.size, name, "data.size")
         if self.crop == "center":
             photos = center_crops(photos, self.size, name)
         else:
-            photos = random_crops(photos, self.size, draws(self.seed, position, "data.crop"), name)
-        if draws(self.seed, position, "data.flip").random() < self.hflip_prob:
+            photos = random_crops(photos, self.size, draws(self.seed, position, f"{stream}.crop"), name)
+        if draws(self.seed, position, f"{stream}.flip").random() < self.hflip_prob:
             photos = [cv2.flip(photo, 1) for photo in photos]
-        made = degraded(photos, self.degradation, self.seed, position)
-        return {**made, "position": position, "unreadable": unreadable}
+        return photos
+
+    def _real(self, source: Source, position: int) -> Tensor:
+        """(3, size, size): the clean face at a position of its own order. Raises UnreadableImage, or ValueError: too small."""
+        index = image_at(position, len(source), self.seed + 1)  # another seed: else equal counts would pair the two
+        return to_tensor(self._cut([read_image(source, index)], position, source.name(index), "data.real")[0])
 
     def _photos(self, position: int) -> tuple[list[np.ndarray], str, int]:
         """The photo at a position, with its target if it has one; its name, and how many files before it were passed over."""

@@ -65,6 +65,7 @@ class FaceData(LightningDataModule):
              val_root: of the validation images; None holds out the last val_images of root.
              paired: the HQ of each image is given, as the target of the same name (data/pairs.py); False: an image is its own.
              target_root, val_target_root: of the targets.
+             real_root: clean faces for discriminators, in an order of their own; None: they see the HQs (training alone).
              degradation: makes LQs; None: root holds LQs, and is paired.
              source: makes a Source of a root.
              expects: one sentence for the message when a root is missing: which folder it should be, and where it comes from.
@@ -87,6 +88,7 @@ class FaceData(LightningDataModule):
         paired: bool,
         target_root: str | None,
         val_target_root: str | None,
+        real_root: str | None,
         source: Callable[..., Source],
         expects: str,
         degradation: Degradation | None,
@@ -122,6 +124,7 @@ class FaceData(LightningDataModule):
         self.faces = FaceDataset(
             source=train[0],
             targets=train[1],
+            real=None if real_root is None else self._open("real_root", real_root),
             degradation=degradation,
             augmentation=augmentation,
             size=size,

@@ -1,13 +1,41 @@
 """A loss set: named, weighted terms that add up to what a training step minimises."""
 
 import inspect
-from typing import Annotated
+from collections.abc import Collection, Iterable, Mapping
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
-Weight = Annotated[float, Ge(0)]
+
+class Scheduled:
+    """A weight that is `value` in the updates from_step + 1 to until_step alone; outside, its term is not computed.
+
+    Args: until_step: null: to the end.    ramp_steps: as many updates it takes to rise linearly to the value.
+    """
+
+    def __init__(
+        self,
+        *,
+        value: Annotated[float, Ge(0)],
+        from_step: Annotated[int, Ge(0)] = 0,
+        until_step: Annotated[int, Ge(1)] | None = None,
+        ramp_steps: Annotated[int, Ge(0)] = 0,
+    ) -> None:
+        if until_step is not None and until_step <= from_step:
+            raise ValueError(f"a weight from_step={from_step} until_step={until_step} is never on: raise until_step")
+        self.value, self.from_step, self.until_step, self.ramp_steps = value, from_step, until_step, ramp_steps
+
+    def at(self, update: int) -> float | None:
+        """The weight in this update, counted from 1, or None."""
+        since = update - self.from_step
+        if since < 1 or (self.until_step is not None and update > self.until_step):
+            return None
+        return self.value * min(1.0, since / self.ramp_steps) if self.ramp_steps else self.value
+
+
+Weight = Annotated[float, Ge(0)] | Scheduled
 
 
 class Loss(nn.Module):
@@ -17,34 +45,84 @@ class Loss(nn.Module):
         super().__init__()
         self.weight = weight
 
+    def weight_at(self, update: int) -> float | None:
+        """Its weight in this update, counted from 1; None: it is not computed. 0 still shows its value."""
+        return self.weight.at(update) if isinstance(self.weight, Scheduled) else self.weight
+
+
+class Term(NamedTuple):
+    """What a term came to in a step, scalars both."""
+
+    raw: Tensor  # detached
+    weighted: Tensor
+
+
+Terms = dict[str, Term]
+
+
+def total(terms: Iterable[Term]) -> Tensor:
+    """What is minimised, a scalar."""
+    return torch.stack([term.weighted for term in terms]).sum()
+
+
+def grad_norms(terms: Mapping[str, Term], parameters: Iterable[Tensor]) -> dict[str, Tensor]:
+    """Term -> norm of the gradient of its weighted value at the parameters; costs a backward pass for each."""
+    of = [p for p in parameters if p.requires_grad]
+    norms = {}
+    for name, term in terms.items():
+        if term.weighted.requires_grad:
+            found = torch.autograd.grad(term.weighted, of, retain_graph=True, allow_unused=True)
+            norms[name] = torch.stack(torch._foreach_norm([g for g in found if g is not None])).norm()
+    return norms
+
 
 class LossSet(nn.Module):
-    """Total and raw terms of a loss set.
+    """Total and terms of a loss set.
 
     Args:   terms: name -> term; a YAML mapping, so that `loss.terms.lpips.weight=0.1` reaches one number.
-    Raises: ValueError for an empty set.
+            log_grad_norms: whether the task logs the gradient norm of each weighted term as well.
+    Raises: ValueError for an empty set, and for one of which nothing counts.
     """
 
-    def __init__(self, *, terms: dict[str, Loss]) -> None:
+    def __init__(self, *, terms: dict[str, Loss], log_grad_norms: bool = False) -> None:
         super().__init__()
         if not terms:
             raise ValueError("loss.terms is empty: a training needs at least one term, such as loss=mse")
-        self.terms = nn.ModuleDict(terms)
-        self.weights = {name: term.weight for name, term in terms.items()}
+        if all(term.weight == 0 for term in terms.values()):
+            raise ValueError(f"loss.terms: the weight of {', '.join(terms)} is 0, so there is nothing to minimise: raise one")
+        self.terms, self.log_grad_norms = nn.ModuleDict(terms), log_grad_norms
         self._needs = {name: list(inspect.signature(term.forward).parameters) for name, term in terms.items()}
 
-    def forward(self, **tensors: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Args:    tensors: what the task offers, by name (see the task's training_step).
-        Returns: the weighted sum (scalar) and each term's raw value (detached scalars).
-        Raises:  ValueError when a term needs a tensor that the task does not offer.
-        """
-        raw: dict[str, Tensor] = {}
-        for name, term in self.terms.items():
-            if lacking := [key for key in self._needs[name] if key not in tensors]:
+    def check_offered(self, offered: Collection[str], task: str) -> None:
+        """Raises ValueError when a term needs a tensor that the task does not offer."""
+        for name, needed in self._needs.items():
+            if lacking := [key for key in needed if key not in offered]:
                 raise ValueError(
-                    f"loss.terms.{name} needs {lacking}, but this task offers only {sorted(tensors)}: "
+                    f"loss.terms.{name} needs {lacking}, but {task} offers only {sorted(offered)}: "
                     f"remove the term (~loss.terms.{name}) or choose another task"
                 )
-            raw[name] = term(**{key: tensors[key] for key in self._needs[name]})
-        total = torch.stack([self.weights[name] * value for name, value in raw.items()]).sum()
-        return total, {name: value.detach() for name, value in raw.items()}
+
+    def due(self, update: int, without: Collection[str] = ()) -> dict[str, float]:
+        """Term -> weight, of those that are computed in this update, but for some."""
+        weights: dict[str, Any] = {name: term.weight_at(update) for name, term in self.terms.items()}  # type: ignore[operator]
+        return {name: weight for name, weight in weights.items() if weight is not None and name not in without}
+
+    def needs(self, update: int, without: Collection[str] = ()) -> set[str]:
+        """Names of the tensors that this update asks for."""
+        return {key for name in self.due(update, without) for key in self._needs[name]}
+
+    def forward(self, update: int, without: Collection[str] = (), /, **tensors: Any) -> tuple[Tensor, Terms]:
+        """The weighted sum, and every term.
+
+        Args:   update: the one under way, counted from 1.    without: names of terms to leave out.
+                tensors: what the task offers, by name.
+        Raises: ValueError when no term is on in this update.
+        """
+        terms: Terms = {}
+        for name, weight in self.due(update, without).items():
+            with torch.set_grad_enabled(torch.is_grad_enabled() and weight > 0):
+                raw = self.terms[name](**{key: tensors[key] for key in self._needs[name]})
+            terms[name] = Term(raw.detach(), weight * raw)
+        if not any(term.weighted.requires_grad for term in terms.values()) and torch.is_grad_enabled():
+            raise ValueError(f"loss.terms: no term is on in update {update}: let one begin at from_step=0, or last longer")
+        return total(terms.values()), terms

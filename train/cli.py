@@ -13,10 +13,11 @@ from typing import Any, NoReturn
 import hydra
 from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
 
 CONF = Path(__file__).parent.parent / "conf"
 LISTED = (
-    *("model", "experiment", "loss", "data", "degradation", "augmentation"),
+    *("model", "experiment", "task", "loss", "adversary", "data", "degradation", "augmentation"),
     *("network", "optimizer", "schedule", "trainer", "logger"),
 )
 
@@ -48,7 +49,7 @@ def main() -> None:
 def with_hydra(task: Callable[[DictConfig], Any]) -> None:
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(task)()
-    except (HydraException, ValueError) as error:
+    except (HydraException, ValueError, YAMLError) as error:
         fail(explain(error, sys.argv[1:]))
 
 
@@ -203,6 +204,8 @@ def explain(error: Exception, arguments: list[str]) -> str:
     except (HydraException, ValueError):  # more than one thing is wrong
         return text
     groups = [folder.name for folder in CONF.iterdir() if folder.is_dir()]
+    if key in valid_keys(composed):
+        return text  # it exists, but not for what it was given
     return f"{key}: there is no such key{nearest(key, [*groups, *valid_keys(composed)])}"
 
 

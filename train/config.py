@@ -29,6 +29,7 @@ NODES = (
         "task",
         "network",
         "loss",
+        "adversary",
         "degradation",
         "augmentation",
         "data",
@@ -50,7 +51,9 @@ RUN: dict[str, Any] = {
     "seed": Annotated[int, Interval(ge=0, lt=2**32)],
     "resume": Annotated[str, StringConstraints(min_length=1)],
     "preflight": bool,
+    "weights.dir": str,
     "init.ckpt": str | None,
+    "init.required": bool,
     "init.strict": bool,
     "ema_decay": Annotated[float, Interval(ge=0, lt=1)] | None,
 }
@@ -141,16 +144,25 @@ def valid_keys(config: Node) -> list[str]:
 
 def _check_run(config: Node, raw: Node) -> Iterator[str]:
     valid = valid_keys({name: value for name, value in config.items() if name in NODES})
-    if not isinstance(config.get("init"), dict):
-        yield f"init={config.get('init')!r}: init.ckpt and init.strict are the keys"
-        return
-    init = {f"init.{key}": value for key, value in config["init"].items()}
+    values = dict(config)
+    for group, keys in (
+        ("init", "init.ckpt, init.required and init.strict are the keys"),
+        ("weights", "weights.dir is the key"),
+    ):
+        if not isinstance(config.get(group), dict):
+            yield f"{group}={config.get(group)!r}: {keys}"
+            return
+        values |= {f"{group}.{key}": value for key, value in values.pop(group).items()}
+    if values.get("init.required") is True and values["init.ckpt"] is None:
+        yield f"init.ckpt is not set, and {config['name']} starts from trained weights: give init.ckpt=FILE"
     for key in NOT_OURS & config["trainer"].keys():
         yield f"trainer.{key}={config['trainer'][key]!r} is not for a configuration: the run sets it itself"
+    if "adversary" in config and "adversary" not in config["task"]:
+        yield f"adversary: {config['task'].get('_target_')} trains without discriminators: choose task=adversarial"
     for key, value in raw["task"].items():
         if key not in HYDRA_KEYS and value != f"${{{key}}}":
             yield f"task.{key}={value!r}: conf/task wires the groups together; set {key} instead"
-    for name, value in ({key: value for key, value in config.items() if key != "init"} | init).items():
+    for name, value in values.items():
         if name in RUN:
             yield from _check_value(name, value, RUN[name])
         elif name in NODES:
@@ -218,7 +230,8 @@ def _check_value(path: str, value: Any, annotation: Any) -> Iterator[str]:
     try:
         adapter.validate_json(json.dumps(value), strict=True)  # strict, but a YAML list may stand for a tuple
     except ValidationError as error:
-        yield f"{path}={value!r}: {'; or '.join(dict.fromkeys(problem['msg'] for problem in error.errors()))}"
+        problems = [each for each in error.errors() if each["type"] != "needs_python_object"]  # a node could stand here too
+        yield f"{path}={value!r}: {'; or '.join(dict.fromkeys(problem['msg'] for problem in problems or error.errors()))}"
 
 
 def _parameters(node: Any) -> dict[str, inspect.Parameter]:

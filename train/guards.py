@@ -54,7 +54,7 @@ class NonFiniteGuard(Callback):
     def on_before_optimizer_step(  # type: ignore[override]
         self, trainer: L.Trainer, task: "RestorationTask", optimizer: Optimizer
     ) -> None:
-        gradients = [local(p.grad) for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        gradients = [local(p.grad) for p in task.trained_parameters() if p.grad is not None]
         names = [*task.nonfinite, "the gradient"]
         row = torch.stack([*task.nonfinite.values(), _any_nonfinite(gradients)])
         task.nonfinite = {}
@@ -67,9 +67,8 @@ class NonFiniteGuard(Callback):
         if not found or (scaled and set(found) == {"the gradient"}):
             self.in_a_row = 0
             return
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                parameter.grad = None  # an optimizer passes over parameters without one, momentum and decay included
+        for parameter in task.trained_parameters():
+            parameter.grad = None  # an optimizer passes over parameters without one, momentum and decay included
         self.in_a_row += 1
         self.skipped += 1
         self._report(trainer, found)

@@ -26,8 +26,9 @@ def draw_curves(directory: Path) -> Path | None:
     if not rows:
         return None
     figure, axes = plt.subplots(1, 3, figsize=(15, 4), constrained_layout=True)
-    axes[0].plot(*curve("train/loss"))
-    axes[0].set(title="train/loss", xlabel="update", yscale="log")
+    steps, losses = curve("train/loss")
+    axes[0].plot(steps, losses)
+    axes[0].set(title="train/loss", xlabel="update", yscale="log" if min(losses, default=1) > 0 else "linear")
     for axis, metric, unit in ((axes[1], "psnr", " (dB)"), (axes[2], "ssim", "")):
         axis.plot(*curve(f"val/{metric}"), marker="o", label="restored")
         axis.plot(*curve(f"val/{metric}_lq"), linestyle="--", label="LQ")

@@ -20,7 +20,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from train import ranks
 from train.guards import Diverged
 from train.ranks import say
-from train.run import build, make_task, make_trainer, prepare
+from train.run import batches_of_update, build, make_task, make_trainer, prepare
 from train.rundir import RUNS, lock, release
 from train.signals import Interrupted, stop_signal
 from train.task import RestorationTask
@@ -71,7 +71,7 @@ def preflight(config: dict[str, Any]) -> None:
     Raises: what the run itself would raise; FloatingPointError when not one update is finite.
     """
     # Batches that workers have ready before the first update flatter the data wait: two for each, then one from each is timed.
-    workers, accumulate = config["data"]["num_workers"], config["trainer"]["accumulate_grad_batches"]
+    workers, accumulate = config["data"]["num_workers"], batches_of_update(config)
     window = max(FEWEST - 1, -(-workers // accumulate))
     updates = min(1 + -(-2 * workers // accumulate) + window, config["trainer"]["max_steps"])
     name = Path(config["name"])

@@ -16,7 +16,7 @@ from lightning.fabric.plugins.environments import (
     TorchElasticEnvironment,
 )
 from lightning.pytorch.utilities import rank_zero_only
-from torch import Tensor
+from torch import Tensor, nn
 
 from train.rundir import flatten
 
@@ -73,6 +73,18 @@ def highest(values: list[int], device: torch.device) -> list[int]:
     tensor = torch.tensor(values, device=device)
     dist.all_reduce(tensor, dist.ReduceOp.MAX)
     return tensor.tolist()
+
+
+def average_gradients(parameters: list[nn.Parameter]) -> None:
+    """Each gradient becomes its mean over all ranks, which must have gradients of the same parameters."""
+    if not connected():
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
 
 
 def decided_by_rank_zero(decide: Callable[[], T]) -> T:

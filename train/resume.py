@@ -64,8 +64,8 @@ def _go_back_to(checkpoint: Path, folder: Path) -> Path:
 
 def check_continues(name: str, saved: dict[str, Any], config: dict[str, Any], effective_batch: int) -> None:
     """Raises ValueError when a checkpoint can't go on under this configuration."""
-    parts = ("network", "ema_decay", "optimizer")
-    before, now = ({part: c[part] for part in parts} for c in (saved["config"], config))
+    parts = ("network", "ema_decay", "optimizer", "adversary")
+    before, now = ({part: c.get(part) for part in parts} for c in (saved["config"], config))
     different = differing_keys(before, now)
     if saved["effective_batch"] != effective_batch:
         different.append(

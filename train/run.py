@@ -93,6 +93,12 @@ def recorded(config: dict[str, Any]) -> dict[str, Any]:
     return {**config, "task": {"_target_": config["task"]["_target_"]}}
 
 
+def batches_of_update(config: dict[str, Any]) -> int:
+    """Batches that a device reads for one generator update."""
+    accumulated: int = config["trainer"]["accumulate_grad_batches"]
+    return accumulated * config.get("adversary", {}).get("steps_per_update", 1)
+
+
 def effective_batch(config: dict[str, Any], trainer: L.Trainer) -> int:
     """Samples of an update, over all ranks."""
     batch: int = config["data"]["batch_size"]
@@ -141,6 +147,7 @@ def quieten() -> None:
         r"You have overridden `on_before_batch_transfer`",  # of the task, which knows what it reads there
         r"FSDP2-wrapped module .* returned a view",  # nothing changes it in place
         r".*treespec, LeafSpec.*",  # between Lightning and torch
+        r"Detected call of `lr_scheduler.step\(\)` before",  # discriminators that have not begun yet
     ):
         warnings.filterwarnings("ignore", message)
 
@@ -156,13 +163,14 @@ def build(node: dict[str, Any]) -> Any:
 def make_trainer(config: dict[str, Any]) -> L.Trainer:
     settings, directory = config["trainer"], RUNS / config["name"]
     # Lightning counts batches between validations; a recipe counts generator updates.
-    interval = settings["val_check_interval"] * settings["accumulate_grad_batches"]
+    batches = batches_of_update(config)
+    settings = {**settings, "accumulate_grad_batches": batches, "val_check_interval": settings["val_check_interval"] * batches}
     loggers = [CsvLogger(directory=str(directory)), *(build(node) for node in config["logger"].values())]
     # StepTimes comes last: the guard waits for the device, so that the backward pass is not counted as the optimizer, and the
     # checkpoints for the other ranks, whose data may be late.
     callbacks = [build(config["guard"]), build(config["checkpoint"]), StepTimes(file=directory / "times.csv")]
     try:
-        trainer: L.Trainer = build({**settings, "val_check_interval": interval, "_partial_": True})(
+        trainer: L.Trainer = build({**settings, "_partial_": True})(
             default_root_dir=directory,
             logger=loggers,
             callbacks=[*callbacks, *([Progress()] if settings["enable_progress_bar"] else [])],

@@ -1,8 +1,8 @@
 """What every training task shares: the network, its EMA, validation, and how terms are logged."""
 
 import os
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar
 
 import lightning as L
 import numpy as np
@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from data.batch import Batch
+from losses.weighted import LossSet, Terms, grad_norms
 from train import ranks
 from train.checkpoint import resume_at, rng_state, set_rng_state
 from train.ema import EMA
@@ -26,22 +27,26 @@ Decay = Annotated[float, Interval(ge=0, lt=1)]
 class RestorationTask(L.LightningModule):
     """A network that restores images, with a loss set. Subclasses add the training step.
 
-    Args: network: (b, 3, h, w) LQ to restored.    loss: see losses/weighted.py.
-          optimizer: parameters -> optimizer.      schedule: optimizer -> learning rate by generator update.
-          ema_decay: of the average that validates and is exported; null keeps none.
+    Args:   network: (b, 3, h, w) LQ to restored.    loss: see losses/weighted.py.
+            optimizer: parameters -> optimizer.      schedule: optimizer -> learning rate by generator update.
+            ema_decay: of the average that validates and is exported; null keeps none.
+    Raises: ValueError: a term of the loss needs what the task doesn't offer.
     """
+
+    offers: ClassVar = frozenset({"restored", "hq", "lq"})  # tensors that terms of the loss may name
 
     def __init__(
         self,
         *,
         network: nn.Module,
-        loss: nn.Module,
+        loss: LossSet,
         optimizer: Callable[..., Optimizer],
         schedule: Callable[..., LRScheduler],
         ema_decay: Decay | None,
         validation: Validation,
     ) -> None:
         super().__init__()
+        loss.check_offered(self.offers, type(self).__name__)
         self.network, self.loss, self.validation = network, loss, validation
         self.make_optimizer, self.make_schedule = optimizer, schedule
         self.ema = EMA(network, ema_decay) if ema_decay is not None else None
@@ -63,6 +68,10 @@ class RestorationTask(L.LightningModule):
         network = self.ema.average if self.ema else self.network
         return network(lq).clamp(0, 1)
 
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """Of everything that an update changes."""
+        return [p for p in self.network.parameters() if p.requires_grad]
+
     def configure_model(self) -> None:
         """With trainer=fsdp, before every fit and validation: shares the network and its EMA out over the ranks."""
         if self._device_mesh is not None and not self.sharded:
@@ -71,7 +80,7 @@ class RestorationTask(L.LightningModule):
             self.sharded = True
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.make_optimizer(params=[p for p in self.network.parameters() if p.requires_grad])
+        optimizer = self.make_optimizer(params=self.trained_parameters())
         schedule = self.make_schedule(optimizer=optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -102,18 +111,34 @@ class RestorationTask(L.LightningModule):
         if self.ema and not self.skip_update:
             self.ema.update(self.network)
 
-    def log_terms(self, loss: Tensor, terms: Mapping[str, Tensor]) -> None:
-        """Logs the total, each raw term and the learning rate, and notes which are not finite."""
-        loss = loss.detach()
-        for name, value in {"the loss": loss, **terms}.items():
+    @property
+    def update(self) -> int:
+        """The update under way, counted from 1."""
+        return self.trainer.global_step + 1
+
+    @property
+    def logs_this_update(self) -> bool:
+        """Lightning would write no row of others either, but a value it is given costs it as much as a small layer."""
+        return not self.update % self.trainer.log_every_n_steps or self.update == self.trainer.max_steps  # type: ignore[attr-defined]
+
+    def note_nonfinite(self, values: dict[str, Tensor]) -> None:
+        for name, value in values.items():
             found = ~torch.isfinite(value)
             self.nonfinite[name] = self.nonfinite[name] | found if name in self.nonfinite else found
-        update = self.trainer.global_step + 1
-        if update % self.trainer.log_every_n_steps and update != self.trainer.max_steps:  # type: ignore[attr-defined]
-            return  # Lightning would write no row of it either, but a value it is given costs it as much as a small layer
-        self.log("step", float(update))  # Lightning counts from 0 otherwise: here N means N updates done
+
+    def log_terms(self, loss: Tensor, terms: Terms) -> None:
+        """Logs the total, each term raw and weighted, and the learning rate, and notes which are not finite."""
+        loss = loss.detach()
+        self.note_nonfinite({"the loss": loss, **{name: term.raw for name, term in terms.items()}})
+        if not self.logs_this_update:
+            return
+        self.log("step", float(self.update))  # Lightning counts from 0 otherwise: here N means N updates done
         self.log("train/loss", loss, prog_bar=True)
-        self.log_dict({f"train/{name}": value for name, value in terms.items()})
+        self.log_dict({f"train/{name}": term.raw for name, term in terms.items()})
+        self.log_dict({f"weighted/{name}": term.weighted.detach() for name, term in terms.items()})
+        if self.loss.log_grad_norms:
+            norms = grad_norms(terms, self.network.parameters())
+            self.log_dict({f"grad_norm/{name}": value for name, value in norms.items()})
         self.log("lr", self.learning_rate)
 
     @property

@@ -6,9 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
+import yaml
 from omegaconf import OmegaConf
 
+from models.adaface import AdaFace
+from models.swinir import SwinIR
 from tests.toy import TINY_DATA, TINY_NETWORK, TINY_RUN, write_photographs
+from train.loggers import read_rows
 
 Cli = Callable[..., tuple[int, str]]
 CONF = Path(__file__).parents[2] / "conf"
@@ -21,8 +26,8 @@ def names(group: str) -> list[str]:
 TOY = [*TINY_NETWORK, *TINY_DATA, *TINY_RUN, "trainer.accelerator=cpu", "trainer.devices=1", "trainer.precision=32-true"]
 CASES = [
     *(("model", name) for name in names("model")),
-    *(("experiment", name) for name in names("experiment")),
-    *(("loss", name) for name in names("loss") if name != "mse_lpips"),  # its backbone's weights: tests/losses, test below
+    *(("experiment", name) for name in names("experiment") if "dtbfr" not in name),  # need weights: tests below
+    *(("loss", name) for name in names("loss") if "lpips" not in name),
     *(("degradation", name) for name in names("degradation")),
     *(("augmentation", name) for name in names("augmentation")),
     *(("schedule", name) for name in names("schedule")),
@@ -33,7 +38,7 @@ CASES = [
 
 def test_nothing_is_overlooked() -> None:
     found = {group: len(names(group)) for group in ("model", "experiment", "loss", "data", "network", "trainer", "logger")}
-    assert found == {"model": 1, "experiment": 4, "loss": 5, "data": 7, "network": 2, "trainer": 6, "logger": 3}
+    assert found == {"model": 1, "experiment": 6, "loss": 7, "data": 7, "network": 2, "trainer": 6, "logger": 3}
     assert len(CASES) == 1 + 4 + 4 + 13 + 3 + 4 + 2 + 3
 
 
@@ -88,10 +93,97 @@ def test_diffbir_stage_1_has_the_published_numbers(cli: Cli) -> None:
     assert (operators.blur.kernel_size_px, operators.blur.isotropic_prob, config.degradation.quantize) == (41, 0.5, False)
 
 
-def test_lpips_without_weights_stops_before_data_is_read(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path / "cache"))
-    code, printed = cli("experiment=demo", "loss=mse_lpips", "data.root=nowhere")
+@pytest.mark.parametrize("name", ["mse_lpips", "mse_lpips_id"])
+def test_missing_weights_stop_a_run_before_data_is_read(cli: Cli, tmp_path: Path, name: str) -> None:
+    code, printed = cli("experiment=demo", f"loss={name}", "data.root=nowhere")
     assert code == 1
-    assert "LPIPS with net=vgg needs torchvision's ImageNet weights" in printed
-    assert "vgg16-397923af.pth" in printed
-    assert not (tmp_path / "runs").exists()
+    assert "weights/vgg16-397923af.pth does not exist" in printed
+    assert "fetch it with `python -m models.weights fetch vgg16`" in printed
+    assert not list((tmp_path / "runs").glob("[!.]*"))
+
+
+@pytest.fixture(scope="module")
+def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of weights of the official form, but random, and AdaFace's small."""
+    folder = tmp_path_factory.mktemp("weights")
+    torch.manual_seed(0)
+    torch.save(torchvision.models.vgg16(weights=None).features.state_dict(prefix="features."), folder / "vgg16-397923af.pth")
+    adaface = AdaFace(layers=18, mode="ir").state_dict(prefix="model.")
+    torch.save({"state_dict": {**adaface, "head.kernel": torch.ones(1)}}, folder / "adaface_ir50_ms1mv2.ckpt")
+    return folder
+
+
+DTBFR = ["experiment=aiialab_swinir_dtbfr", "experiment=aiialab_swinir_dtbfr_as_released"]
+
+
+@pytest.mark.parametrize("name", ["loss=mse_lpips", "loss=mse_lpips_id", *DTBFR])
+def test_a_choice_with_frozen_networks_trains_two_updates(cli: Cli, tmp_path: Path, random_weights: Path, name: str) -> None:
+    photographs = write_photographs(tmp_path / "photographs")
+    arguments = [name, f"weights.dir={random_weights}", "validation.lpips=null"]
+    if name.startswith("loss"):
+        arguments += ["experiment=demo", *TINY_RUN, "data.batch_size=2", *TINY_NETWORK]
+    else:
+        given = official_swinir(tmp_path)
+        arguments += [f"data.root={photographs}", *TOY]
+        arguments += [f"data.target_root={photographs}", f"data.real_root={photographs}", f"init.ckpt={given}"]
+        arguments += ["adversary.discriminators.image.network.num_feat=4", "trainer.accumulate_grad_batches=2"]
+    if name.endswith("_id"):
+        arguments += ["loss.terms.id.embedder.network.layers=18"]
+    code, printed = cli(*arguments)
+    assert code == 0, printed
+    rows = read_rows(next((tmp_path / "runs").glob("*/metrics.csv")))
+    row = next(row for row in reversed(rows) if row["train/loss"])
+    terms = {"loss=mse_lpips": "mse lpips", "loss=mse_lpips_id": "mse lpips id"}.get(name, "l1 lpips gan").split()
+    assert sum(float(row[f"weighted/{term}"]) for term in terms) == pytest.approx(float(row["train/loss"]), rel=1e-5)
+
+
+def official_swinir(folder: Path) -> Path:
+    """Weights for TINY_NETWORK, as DT-BFR keeps them: bare."""
+    keys = dict(argument.removeprefix("network.").split("=") for argument in TINY_NETWORK)
+    config = OmegaConf.load(CONF / "network" / "swinir.yaml")
+    network = SwinIR(
+        **{k: v for k, v in OmegaConf.to_container(config).items() if k != "_target_"}
+        | {key: yaml.safe_load(value) for key, value in keys.items()}
+    )
+    torch.save(network.state_dict(), folder / "swinir_gan_v1.pth")
+    return folder / "swinir_gan_v1.pth"
+
+
+def test_a_frozen_network_that_was_not_loaded_ends_the_run(
+    cli: Cli, tmp_path: Path, random_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever forgets to load, or loads a part: the run must not begin."""
+    run = ["experiment=demo", "loss=mse_lpips_id", f"weights.dir={random_weights}", *TINY_NETWORK, *TINY_RUN]
+    unloaded = "+loss.terms.id.embedder={_target_: models.adaface.AdaFace, layers: 18, mode: ir}"
+    code, printed = cli(*run, "~loss.terms.id.embedder", unloaded)
+    assert code == 1
+    assert "the frozen network AdaFace has no trained weights" in printed
+    state = torch.load(random_weights / "adaface_ir50_ms1mv2.ckpt", weights_only=True)["state_dict"]
+    del state["model.body.3.res_layer.1.weight"]
+    torch.save({"state_dict": state}, tmp_path / "part.ckpt")
+    code, printed = cli(*run, "loss.terms.id.embedder.network.layers=18", "loss.terms.id.embedder.file=part.ckpt")
+    assert code == 1
+    assert "part.ckpt does not fit AdaFace" in printed
+    assert "1 missing (body.3.res_layer.1.weight)" in printed
+    assert not list((tmp_path / "runs").glob("*/checkpoints"))
+
+
+def test_dtbfr_has_the_published_numbers(cli: Cli) -> None:
+    """RECIPES, dtbfr_swinir_finetune."""
+    for name, reduction, leak in (("", "mean", False), ("_as_released", "sum", True)):
+        code, printed = cli(f"experiment=aiialab_swinir_dtbfr{name}", "init.ckpt=x", "--cfg", "job", "--resolve")
+        assert code == 0, printed
+        config = OmegaConf.create(printed)
+        assert {key: term.weight for key, term in config.loss.terms.items()} == {"l1": 1.0, "lpips": 0.1, "gan": 0.1}
+        assert (config.loss.terms.lpips.reduction, config.adversary.leak) == (reduction, leak)
+        assert (config.loss.terms.gan.kind, config.loss.terms.lpips.net) == ("vanilla", "vgg")
+        image = config.adversary.discriminators.image
+        assert (image.network.num_feat, image.network.skip_connection, image.optimizer.lr) == (64, True, 2e-5)
+        assert image.optimizer._target_ == config.optimizer._target_ == "torch.optim.AdamW"
+        assert (config.optimizer.lr, config.optimizer.weight_decay, config.schedule.eta_min) == (2e-5, 0, 5e-6)
+        assert (config.data.batch_size, config.trainer.accumulate_grad_batches, config.data.num_workers) == (4, 4, 8)
+        assert (config.trainer.max_steps, config.seed, config.ema_decay, config.data.hflip_prob) == (20_000, 10_000, None, 0)
+        assert (config.name, config.checkpoint.every_n_steps) == (f"aiialab_swinir_dtbfr{name}", 2500)
+    code, printed = cli("experiment=aiialab_swinir_dtbfr", "data.root=a", "data.target_root=b")
+    assert code == 1
+    assert "init.ckpt is not set, and aiialab_swinir_dtbfr starts from trained weights: give init.ckpt=FILE" in printed

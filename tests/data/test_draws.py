@@ -54,6 +54,7 @@ def samples(maps: Path, rank: int, workers: int) -> Iterator[dict[str, torch.Ten
         paired=False,
         target_root=None,
         val_target_root=None,
+        real_root=None,
         source=partial(ImageFolder),
         expects="",
         degradation=Told(

@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 from data.augmentation import Augmentation
-from data.faces import FaceDataset, FixedFaces, center_crop, random_crops
-from data.images import UnreadableImage
+from data.faces import FaceDataset, FixedFaces, center_crop, random_crops, read_image
+from data.images import UnreadableImage, to_tensor
 from data.order import draws, image_at
 from data.sources import ImageFolder
 
@@ -18,7 +18,7 @@ def textured(height, width, seed=0):
 
 def faces(folder, degradation, **changes):
     options = {"size": 16, "crop": "center", "hflip_prob": 0.0, "seed": 5, "on_error": "raise", "keep_decoded": False}
-    options |= {"targets": None, "augmentation": Augmentation(transforms={})}
+    options |= {"targets": None, "real": None, "augmentation": Augmentation(transforms={})}
     return FaceDataset(source=ImageFolder(root=str(folder)), degradation=degradation, **(options | changes))
 
 
@@ -184,3 +184,22 @@ def test_fixed_set_errors(folder, shade):
     break_images(folder, [0])
     with pytest.raises(UnreadableImage, match=r"img_0\.png"):
         fixed(folder, shade)[0]
+
+
+def test_clean_faces_for_discriminators_come_in_an_order_of_their_own(tmp_path, shade):
+    """As many as there are photos, so that one order for both would pair them."""
+    for kind in ("faces", "clean"):
+        (tmp_path / kind).mkdir()
+        for number in range(6):
+            Image.fromarray(textured(20, 24, seed=number + 10 * (kind == "clean"))).save(tmp_path / kind / f"{number}.png")
+    real = ImageFolder(root=str(tmp_path / "clean"))
+    dataset, without = faces(tmp_path / "faces", shade, real=real), faces(tmp_path / "faces", shade)
+    seen = [dataset[position] for position in range(6)]
+    cut = [to_tensor(center_crop(read_image(real, index), 16)) for index in range(6)]
+    indices = [next(index for index, photo in enumerate(cut) if torch.equal(photo, sample["real"])) for sample in seen]
+    assert sorted(indices) == list(range(6)), "a pass shows each once"
+    assert indices != [image_at(position, 6, 5) for position in range(6)]
+    for position, sample in enumerate(seen):
+        assert torch.equal(sample["lq"], without[position]["lq"]), "the photos are as they would be without"
+        assert "real" not in without[position]
+        assert torch.equal(sample["real"], dataset[position]["real"])

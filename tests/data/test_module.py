@@ -33,6 +33,7 @@ def face_data(root, degradation, **changes):
         "paired": False,
         "target_root": None,
         "val_target_root": None,
+        "real_root": None,
         "augmentation": Augmentation(transforms={}),
         "source": partial(ImageFolder),
         "expects": "A folder of test faces is expected.",

@@ -40,7 +40,7 @@ def lq(tmp_path):
 
 def pairs(lq, hq, **changes):
     options = {"augmentation": NONE, "size": 16, "crop": "random", "hflip_prob": 0.5, "seed": 1, "on_error": "raise"}
-    options |= {"degradation": None, "keep_decoded": False}
+    options |= {"degradation": None, "real": None, "keep_decoded": False}
     return FaceDataset(source=lq, targets=targets_of(lq, hq, "data.target_root"), **(options | changes))
 
 
@@ -59,6 +59,7 @@ def test_a_pair_is_cut_where_a_photo_alone_would_be(lq, tmp_path, shade):
     alone = FaceDataset(
         source=lq,
         targets=None,
+        real=None,
         degradation=shade,
         augmentation=NONE,
         size=16,

@@ -1,7 +1,6 @@
 """Hand-worked numbers for each term and for their sum."""
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ from torch import nn
 from losses.frozen import Frozen
 from losses.perceptual import LPIPS
 from losses.pixel import L1, MSE, Charbonnier
-from losses.weighted import LossSet
+from losses.weighted import LossSet, Scheduled, grad_norms
 
 RESTORED = torch.tensor([0.0, 0.5, 1.0]).view(1, 3, 1, 1)
 HQ = torch.tensor([0.0, 0.0, 0.6]).view(1, 3, 1, 1)  # differences 0, 0.5, 0.4
@@ -32,9 +31,10 @@ def test_pixel_terms(term: nn.Module, expected: float) -> None:
 
 def test_a_set_adds_weighted_terms_and_reports_raw_ones() -> None:
     loss = LossSet(terms={"mse": MSE(weight=2.0, reduction="sum"), "l1": L1(weight=0.5, reduction="sum")})
-    total, raw = loss(restored=RESTORED, hq=HQ)
+    total, terms = loss(1, restored=RESTORED.clone().requires_grad_(), hq=HQ)
     assert total.item() == pytest.approx(2 * 0.41 + 0.5 * 0.9)
-    assert {name: round(value.item(), 6) for name, value in raw.items()} == {"mse": 0.41, "l1": 0.9}
+    assert {name: round(term.raw.item(), 6) for name, term in terms.items()} == {"mse": 0.41, "l1": 0.9}
+    assert {name: round(term.weighted.item(), 6) for name, term in terms.items()} == {"mse": 0.82, "l1": 0.45}
 
 
 def test_a_set_refuses_what_it_cannot_compute() -> None:
@@ -45,12 +45,43 @@ def test_a_set_refuses_what_it_cannot_compute() -> None:
         def forward(self, logits: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
             return logits.sum()
 
-    with pytest.raises(ValueError, match=r"loss.terms.gan needs \['logits'\].*offers only \['hq', 'restored'\]"):
-        LossSet(terms={"gan": NeedsLogits(weight=1, reduction="sum")})(restored=RESTORED, hq=HQ)
+    with pytest.raises(ValueError, match=r"loss.terms.gan needs \['logits'\], but a task offers only \['hq', 'restored'\]"):
+        LossSet(terms={"gan": NeedsLogits(weight=1, reduction="sum")}).check_offered({"restored", "hq"}, "a task")
+    with pytest.raises(ValueError, match=r"loss.terms: the weight of mse, l1 is 0, so there is nothing to minimise"):
+        LossSet(terms={"mse": MSE(weight=0, reduction="sum"), "l1": L1(weight=0, reduction="sum")})
+
+
+def test_weights_by_update() -> None:
+    ramp = Scheduled(value=0.6, from_step=2, until_step=6, ramp_steps=3)
+    assert [ramp.at(update) for update in range(1, 8)] == [None, None, pytest.approx(0.2), pytest.approx(0.4), 0.6, 0.6, None]
+    with pytest.raises(ValueError, match="from_step=5 until_step=5 is never on"):
+        Scheduled(value=1, from_step=5, until_step=5)
+    restored = RESTORED.clone().requires_grad_()
+    loss = LossSet(terms={"mse": MSE(weight=1.0, reduction="sum"), "l1": L1(weight=ramp, reduction="sum")})
+    assert list(loss(2, restored=restored, hq=HQ)[1]) == ["mse"]
+    total, terms = loss(4, restored=restored, hq=HQ)
+    assert total.item() == pytest.approx(0.41 + 0.4 * 0.9)
+    assert list(loss(4, {"mse"}, restored=restored, hq=HQ)[1]) == ["l1"]
+    with pytest.raises(ValueError, match=r"loss.terms: no term is on in update 7"):
+        LossSet(terms={"l1": L1(weight=ramp, reduction="sum")})(7, restored=restored, hq=HQ)
+    assert grad_norms(terms, [restored])["l1"].item() == pytest.approx(0.4 * math.sqrt(2))
+
+
+def test_weight_0_is_only_looked_at() -> None:
+    restored = RESTORED.clone().requires_grad_()
+    loss = LossSet(terms={"mse": MSE(weight=1.0, reduction="sum"), "l1": L1(weight=0, reduction="sum")})
+    total, terms = loss(1, restored=restored, hq=HQ)
+    assert total.item() == pytest.approx(0.41)
+    assert terms["l1"].raw.item() == pytest.approx(0.9)
+    assert list(grad_norms(terms, [restored])) == ["mse"]
 
 
 def test_frozen_is_neither_trained_nor_saved_but_follows_dtype() -> None:
-    owner = nn.Sequential(nn.Linear(2, 2), Frozen(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.9))))
+    network = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.9))
+    with pytest.raises(ValueError, match="the frozen network Sequential has no trained weights, and random ones teach nothing"):
+        Frozen(network)
+    network.weights_from = "this test"  # type: ignore[assignment]
+    owner = nn.Sequential(nn.Linear(2, 2), Frozen(network))
     assert set(owner.state_dict()) == {"0.weight", "0.bias"}
     assert len(list(owner.parameters())) == 2
     owner.train().double()
@@ -61,17 +92,16 @@ def test_frozen_is_neither_trained_nor_saved_but_follows_dtype() -> None:
     assert x.grad.abs().sum() > 0
 
 
-@pytest.fixture
-def alexnet_file(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def alexnet() -> dict[str, torch.Tensor]:
     import torchvision
 
     torch.manual_seed(0)
-    torch.save(torchvision.models.alexnet(weights=None).state_dict(), tmp_path / "alexnet.pth")
-    return tmp_path / "alexnet.pth"
+    return torchvision.models.alexnet(weights=None).features.state_dict(prefix="features.")
 
 
-def test_lpips_takes_its_backbone_from_the_named_file(alexnet_file: Path) -> None:
-    term = LPIPS(weight=1, net="alex", backbone=str(alexnet_file))
+def test_lpips_has_the_backbone_that_it_is_given(alexnet: dict[str, torch.Tensor]) -> None:
+    term = LPIPS(weight=1, net="alex", reduction="mean", backbone=lambda: alexnet)
     a, b = torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64, requires_grad=True)
     assert term(a, a).item() == pytest.approx(0, abs=1e-7)
     distance = term(b, a)
@@ -82,16 +112,18 @@ def test_lpips_takes_its_backbone_from_the_named_file(alexnet_file: Path) -> Non
     assert not list(term.parameters())
     assert not term.state_dict()
     inside = term.metric._network[0].net.state_dict()["slice2.3.weight"]
-    assert torch.equal(inside, torch.load(alexnet_file, weights_only=True)["features.3.weight"])
+    assert torch.equal(inside, alexnet["features.3.weight"])
+    summed = LPIPS(weight=1, net="alex", reduction="sum", backbone=lambda: alexnet)
+    assert summed(b, a).item() == pytest.approx(2 * distance.item())
 
 
-def test_lpips_never_runs_with_random_weights(tmp_path: Path, alexnet_file: Path) -> None:
-    with pytest.raises(
-        FileNotFoundError, match=r"LPIPS with net=vgg needs .*nowhere.pth does not exist: put https://.*vgg16-397923af"
-    ):
-        LPIPS(weight=1, net="vgg", backbone=str(tmp_path / "nowhere.pth"))
-    with pytest.raises(ValueError, match=r"alexnet.pth holds another network than vgg \(first layer \(64, 3, 11, 11\)\)"):
-        LPIPS(weight=1, net="vgg", backbone=str(alexnet_file))
-    (tmp_path / "broken.pth").write_bytes(b"not a checkpoint")
-    with pytest.raises(ValueError, match=r"broken.pth is not a torchvision state dict of alex"):
-        LPIPS(weight=1, net="alex", backbone=str(tmp_path / "broken.pth"))
+def test_lpips_never_runs_with_random_weights(alexnet: dict[str, torch.Tensor]) -> None:
+    def missing() -> dict[str, torch.Tensor]:
+        raise FileNotFoundError("vgg16.pth does not exist")
+
+    with pytest.raises(FileNotFoundError, match=r"vgg16.pth does not exist"):
+        LPIPS(weight=1, net="vgg", reduction="mean", backbone=missing)
+    with pytest.raises(ValueError, match=r"net=vgg was given the weights of another network \(features.0.weight \(64, 3, 11"):
+        LPIPS(weight=1, net="vgg", reduction="mean", backbone=lambda: alexnet)
+    with pytest.raises(ValueError, match=r"features.0.weight None in place of \(64, 3, 3, 3\)"):
+        LPIPS(weight=1, net="vgg", reduction="mean", backbone=lambda: {"conv.weight": torch.ones(1)})

@@ -236,11 +236,13 @@ def test_lpips_trains_and_validates_from_a_named_file(cli: Cli, tmp_path: Path, 
     import torchvision
 
     torch.manual_seed(0)
-    backbone = torchvision.models.alexnet(weights=None).features.state_dict()
-    torch.save({f"features.{key}": value for key, value in backbone.items()}, tmp_path / "alexnet.pth")
-    lpips = ["loss=mse_lpips", "loss.terms.lpips.net=alex", "loss.terms.lpips.backbone=alexnet.pth"]
+    backbone = torchvision.models.alexnet(weights=None).features.state_dict(prefix="features.")
+    (tmp_path / "weights").mkdir()
+    torch.save(backbone, tmp_path / "weights/alexnet-owt-7be5be79.pth")
+    torch.save(backbone, tmp_path / "mine.pth")
+    lpips = ["loss=mse_lpips", "loss.terms.lpips.net=alex", "loss.terms.lpips.backbone.file=mine.pth"]
     run = [argument for argument in RUN if argument != "validation.lpips=null"]
-    code, printed = cli(*run, *lpips, f"data.root={photographs}", "validation.lpips.backbone=alexnet.pth")
+    code, printed = cli(*run, *lpips, f"data.root={photographs}")
     assert code == 0, printed
     summary = json.loads((tmp_path / "runs/run/summary.json").read_text())
     assert summary["val"]["lpips"] > 0

@@ -1,0 +1,218 @@
+"""Training against discriminators: SwinIR with a GAN (DT-BFR), ELAN (HGGT), CodeFormer I and III, GFPGAN."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any, ClassVar
+
+import torch
+from lightning.pytorch.strategies import ParallelStrategy
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from data.batch import Batch
+from losses.weighted import LossSet, Term, Terms, total
+from train import ranks
+from train.adversary import Adversary
+from train.task import Decay, RestorationTask
+from train.validation import Validation
+
+
+class AdversarialTask(RestorationTask):
+    """One generator and its discriminators; an update is the generator's step, then the discriminators'.
+
+    All gradients of an update are taken before either steps, so that k accumulated batches of b are one batch of k * b. The
+    discriminators are not in the Trainer's hands: it counts the generator's steps alone, and its DDP knows the generator
+    alone; their gradients are averaged over the ranks here.
+
+    Raises: ValueError: a term of the loss speaks `of` a discriminator that isn't there, or `adaptive_at` no parameter.
+    """
+
+    offers: ClassVar = RestorationTask.offers | {"fake_logits", "fake_features", "real_features"}
+
+    def __init__(
+        self,
+        *,
+        network: nn.Module,
+        adversary: Adversary,
+        loss: LossSet,
+        optimizer: Callable[..., Optimizer],
+        schedule: Callable[..., LRScheduler],
+        ema_decay: Decay | None,
+        validation: Validation,
+    ) -> None:
+        super().__init__(
+            network=network, loss=loss, optimizer=optimizer, schedule=schedule, ema_decay=ema_decay, validation=validation
+        )
+        self.adversary = adversary
+        terms: dict[str, Any] = dict(loss.terms.items())
+        self.adversarial = {name for name, term in terms.items() if hasattr(term, "of")}
+        for name in self.adversarial:
+            if terms[name].of not in adversary.discriminators:
+                raise ValueError(
+                    f"loss.terms.{name}.of={terms[name].of}: there is no such discriminator (there are "
+                    f"{', '.join(adversary.discriminators)})"
+                )
+        if not self.adversarial:
+            raise ValueError(
+                "no term of loss.terms speaks of a discriminator: add losses.adversarial.Adversarial, or train "
+                "with task=regression"
+            )
+        self.adaptive = {
+            name: _parameter(network, terms[name].adaptive_at, name)
+            for name in self.adversarial
+            if getattr(terms[name], "adaptive_at", None)
+        }
+        self.scaler = torch.amp.GradScaler(enabled=False)
+
+    def setup(self, stage: str) -> None:
+        """Lightning refuses accumulation and clipping with manual optimization, but looks before this: both are done here."""
+        self.automatic_optimization = False
+        fp16 = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        self.scaler = torch.amp.GradScaler(self.trainer.strategy.root_device.type, enabled=fp16)  # the discriminators' own
+
+    def configure_model(self) -> None:
+        if self._device_mesh is not None:
+            raise ValueError("trainer=fsdp trains no discriminators: choose trainer=ddp")
+
+    def trained_parameters(self) -> list[nn.Parameter]:
+        return [*super().trained_parameters(), *self.adversary.parameters()]
+
+    def configure_optimizers(self) -> Any:
+        generator = self.make_optimizer(params=RestorationTask.trained_parameters(self))
+        pairs = [(generator, self.make_schedule(optimizer=generator))]
+        for each in self.adversary.discriminators.values():
+            optimizer = each.make_optimizer(params=list(each.network.parameters()))
+            pairs.append((optimizer, each.make_schedule(optimizer=optimizer)))
+        return [{"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule}} for optimizer, schedule in pairs]
+
+    def training_step(self, batch: Batch, batch_index: int) -> None:
+        """Adds a batch to the gradients; with the last one of an update, steps.
+
+        With adversary.steps_per_update above 1 the batches before the generator's train the discriminators alone.
+        """
+        update, batches = self.update, self.trainer.accumulate_grad_batches
+        of_a_step = batches // self.adversary.steps_per_update  # accumulated batches
+        number = batch_index % batches
+        first = batches - of_a_step  # the first batch that the generator trains on
+        last = (number + 1) % of_a_step == 0
+        real = batch.get("real", batch["hq"])
+        against = update > self.adversary.start_step
+        if number >= first:
+            with self._synchronised(number == batches - 1), self.adversary.trainable(self.adversary.leak and number > first):
+                restored = self._generator_gradient(batch, real, update, against, of_a_step)
+        elif against:
+            with torch.no_grad():
+                restored = self.network(batch["lq"])
+        if against:
+            with self.adversary.trainable():
+                self._discriminator_gradients(batch, real, restored, update, of_a_step)
+        if number == batches - 1:
+            self._generator_step()
+        if against and last and (number < first or not self.skip_update):
+            self._discriminator_steps(alone=number < first)
+        if number == batches - 1:
+            for config in self.trainer.lr_scheduler_configs:
+                config.scheduler.step()  # type: ignore[call-arg]
+
+    def _generator_gradient(self, batch: Batch, real: Tensor, update: int, against: bool, of_a_step: int) -> Tensor:
+        """Adds to the generator's gradient; returns what it restored, without the graph."""
+        restored = self.network(batch["lq"])  # (b, 3, h, w), about [0, 1], not clamped
+        without = () if against else self.adversarial
+        opinion = self.adversary.opinion(self.loss.needs(update, without), restored, real)
+        loss, terms = self.loss(update, without, restored=restored, hq=batch["hq"], lq=batch["lq"], **opinion)
+        if self.adaptive.keys() & terms.keys():
+            terms = self._balanced(terms)
+            loss = total(terms.values())
+        self.log_terms(loss, terms)
+        self.manual_backward(loss / of_a_step)
+        return restored.detach()
+
+    def _balanced(self, terms: Terms) -> Terms:
+        """Adversarial terms weighed against the others at one parameter (VQGAN, Esser et al. 2021, eq. 7)."""
+        others = total(term for name, term in terms.items() if name not in self.adversarial)
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        scale = float(scaler.get_scale()) if scaler else 1.0
+        balanced = dict(terms)
+        for name, parameter in self.adaptive.items():
+            if not terms[name].weighted.requires_grad:
+                continue  # of weight 0: only looked at
+            term, of = terms[name], self.loss.terms[name]
+            share = of.adaptive_weight(others, term.weighted / of.weight_at(self.update), parameter, scale)  # type: ignore[operator]
+            balanced[name] = Term(term.raw, share * term.weighted)
+        return balanced
+
+    def _discriminator_gradients(self, batch: Batch, real: Tensor, fake: Tensor, update: int, of_a_step: int) -> None:
+        """Adds to each discriminator's gradient."""
+        watched = {}
+        for name, each in self.adversary.discriminators.items():
+            judged = each.judge(update, real, fake)
+            loss, terms = each.loss(update, **judged)
+            self.scaler.scale(loss / of_a_step).backward()
+            means = {f"{name}.{kind}": judged[f"{kind}_logits"].detach().float().mean() for kind in ("real", "fake")}
+            raw = {f"{name}.{term}": value.raw for term, value in terms.items()}
+            self.note_nonfinite(raw)
+            if self.logs_this_update:
+                self.log_dict({f"train/{key}": value for key, value in {**raw, **means}.items()})
+            watched[f"{name}_loss"] = next(iter(terms.values())).raw
+            watched[f"{name}_gap"] = means[f"{name}.real"] - means[f"{name}.fake"]
+        if len(fake) > 1:
+            watched["variety"] = fake.float().std(dim=0).mean() / batch["hq"].std(dim=0).mean().clamp(min=1e-6)
+        counts = self.adversary.alarm.watch(watched, update, self.logs_this_update)
+        if self.logs_this_update:
+            self.log_dict({f"alarm/{what}": count for what, count in counts.items()})
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Gradients are whole and unscaled here; train/guards.py has had its look."""
+        self._clip(optimizer)
+
+    def _clip(self, optimizer: Optimizer) -> None:
+        if self.trainer.gradient_clip_val:
+            self.clip_gradients(optimizer, self.trainer.gradient_clip_val, self.trainer.gradient_clip_algorithm)
+
+    def _generator_step(self) -> None:
+        generator: Any = self.optimizers()[0]  # type: ignore[index]
+        generator.step()
+        generator.zero_grad()
+        if self.ema and not self.skip_update:
+            self.ema.update(self.network)
+
+    def _discriminator_steps(self, alone: bool) -> None:
+        """alone: without the generator, whose step lets train/guards.py look at all gradients."""
+        ranks.average_gradients(list(self.adversary.parameters()))
+        for optimizer in self.trainer.optimizers[1:]:
+            self.scaler.unscale_(optimizer)
+            self._clip(optimizer)
+            if not alone or self.scaler.is_enabled() or _finite(optimizer):
+                self.scaler.step(optimizer)
+            optimizer.zero_grad()
+        self.scaler.update()
+
+    def _synchronised(self, on: bool) -> Any:
+        """Whether the ranks' gradients of the generator are averaged in the backward pass within."""
+        strategy = self.trainer.strategy
+        return nullcontext() if on or not isinstance(strategy, ParallelStrategy) else strategy.block_backward_sync()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["discriminator_scaler"] = self.scaler.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.scaler.load_state_dict(checkpoint["discriminator_scaler"])
+
+
+def _parameter(network: nn.Module, path: str, term: str) -> nn.Parameter:
+    try:
+        return network.get_parameter(path)
+    except AttributeError as error:
+        known = [name for name, _ in network.named_parameters()]
+        raise ValueError(
+            f"loss.terms.{term}.adaptive_at={path}: the network has no such parameter; its last is {known[-1]}"
+        ) from error
+
+
+def _finite(optimizer: Optimizer) -> bool:
+    """The same answer on every rank, as their gradients are averaged."""
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    return bool(torch.isfinite(torch.stack(torch._foreach_norm(gradients, dtype=torch.float32))).all())

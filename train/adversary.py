@@ -1,0 +1,184 @@
+"""The discriminators of a run: what they judge, what trains them, and an alarm when the game is lost."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import torch
+from annotated_types import Ge, Gt
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from losses.weighted import LossSet
+from models import official
+from train.ranks import say
+
+OFFERS = frozenset({"real", "fake", "real_logits", "fake_logits"})  # tensors that terms of a discriminator's loss may name
+
+
+class Discriminator(nn.Module):
+    """One discriminator, its loss set (real + fake, R1, …) and its optimizer.
+
+    Args:   network: (b, 3, h, w) in [0, 1] to logits of any shape.
+            ckpt: weights to start from, in any format that models/official.py opens; null starts afresh.
+    Raises: ValueError: a term of the loss needs something else than OFFERS.
+    """
+
+    def __init__(
+        self,
+        *,
+        network: nn.Module,
+        loss: LossSet,
+        optimizer: Callable[..., Optimizer],
+        schedule: Callable[..., LRScheduler],
+        ckpt: str | None,
+    ) -> None:
+        super().__init__()
+        loss.check_offered(OFFERS, "a discriminator")
+        self.network, self.loss, self.make_optimizer, self.make_schedule = network, loss, optimizer, schedule
+        if ckpt:
+            say(f"discriminator's ckpt={ckpt}: {official.load_into(network, ckpt, strict=True)}")
+        self.requires_grad_(False)
+
+    def judge(self, update: int, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
+        """What its loss names. real, fake: (b, 3, h, w) in [0, 1], without a graph."""
+        penalised = "real" in self.loss.needs(update)  # R1: a second derivative, too coarse in half precision
+        if penalised:
+            real = real.detach().requires_grad_()
+        with torch.autocast(real.device.type, enabled=False) if penalised else torch.enable_grad():
+            real_logits = self.network(real)
+        return {"real": real, "fake": fake, "real_logits": real_logits, "fake_logits": self.network(fake)}
+
+
+class Alarm(nn.Module):
+    """Says when a discriminator, or the variety of what the generator makes, has been out of range for too long.
+
+    The counts are buffers, so that a run that goes on counts on. Nothing waits for the device but the updates that are logged.
+
+    Args: loss: range of the first term of a discriminator's loss; below: the generator learns nothing from it any more.
+          gap: range of the mean logit of real images less that of restored ones; below: it judges worse than chance.
+          variety: least ratio of the restored images' standard deviation over a batch, mean over pixels, to that of HQ;
+              below, different faces are restored alike (mode freeze). Not watched at one image a device.
+          steps: updates in a row after which it is said, and again after as many.
+    """
+
+    def __init__(
+        self,
+        *,
+        loss: tuple[float, float],
+        gap: tuple[float, float],
+        variety: Annotated[float, Ge(0)],
+        steps: Annotated[int, Gt(0)],
+    ) -> None:
+        super().__init__()
+        self.loss, self.gap, self.variety, self.steps = loss, gap, variety, steps
+        self._ranges = {"loss": loss, "gap": gap, "variety": (variety, float("inf"))}
+        self._said: dict[str, int] = {}
+
+    def _count(self, what: str, value: Tensor) -> Tensor:
+        low, high = self._ranges[what.rpartition("_")[2]]
+        count: Tensor = getattr(self, f"count_{what}")
+        outside = ~((value >= low) & (value <= high))
+        count.copy_(torch.where(outside, count + 1, 0))
+        return count
+
+    def register(self, names: list[str]) -> None:
+        for what in ("variety", *(f"{name}_{kind}" for name in names for kind in ("loss", "gap"))):
+            self.register_buffer(f"count_{what}", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def watch(self, values: dict[str, Tensor], update: int, logged: bool) -> dict[str, Tensor]:
+        """Counts; in logged updates also says what is wrong.
+
+        Args:    values: NAME_loss, NAME_gap of each discriminator, and variety; detached scalars.
+        Returns: how many updates in a row each has been out of range, for the log.
+        """
+        counts = {what: self._count(what, value) for what, value in values.items()}
+        if logged:
+            for what, count in counts.items():
+                rows = int(count)
+                if rows < self.steps:
+                    self._said.pop(what, None)
+                elif rows >= self._said.get(what, 0) + self.steps:
+                    self._said[what] = rows
+                    say(self._sentence(what, float(values[what]), rows, update))
+        return {what: count.float() for what, count in counts.items()}
+
+    def _sentence(self, what: str, value: float, rows: int, update: int) -> str:
+        name, _, kind = what.rpartition("_")
+        low, high = self._ranges[kind]
+        if kind == "variety":
+            meaning = (
+                f"restored images vary {value:.3g} times as much as HQ (adversary.alarm.variety={low:g}): the generator makes "
+                "one face of all; lower the weight of the adversarial term, or go back to an earlier checkpoint"
+            )
+        else:
+            better = (value < low) if kind == "loss" else (value > high)
+            meaning = (
+                f"{kind} of discriminator {name} is {value:.3g}, outside of adversary.alarm.{kind}=[{low:g}, {high:g}]: "
+                + (
+                    "it tells all images apart, and the generator learns nothing from it; lower its learning rate, or add R1"
+                    if better
+                    else "it judges worse than chance; raise its learning rate, or lower the weight of the adversarial term"
+                )
+            )
+        return f"warning: update {update}: for {rows} updates in a row {meaning}"
+
+
+class Adversary(nn.Module):
+    """All discriminators. Outside `trainable` they are frozen: gradients pass through them, and never to them.
+
+    Args: discriminators: name -> discriminator, a YAML mapping; terms of the generator's loss say `of: NAME`.
+          start_step: updates that the generator trains alone: no discriminator's step, no adversarial term.
+          steps_per_update: steps of the discriminators in a generator update, each on samples of its own, the last on the
+              generator's.
+          leak: as DT-BFR's code: from an update's second accumulated batch on, the generator's adversarial gradient is added to
+              the discriminators'.
+    """
+
+    def __init__(
+        self,
+        *,
+        discriminators: dict[str, Discriminator],
+        start_step: Annotated[int, Ge(0)],
+        steps_per_update: Annotated[int, Ge(1)],
+        leak: bool,
+        alarm: Alarm,
+    ) -> None:
+        super().__init__()
+        if not discriminators:
+            raise ValueError("adversary.discriminators is empty: choose adversary=unet_sn, or another task")
+        self.discriminators: Any = nn.ModuleDict(discriminators)
+        self.start_step, self.steps_per_update, self.leak, self.alarm = start_step, steps_per_update, leak, alarm
+        alarm.register(list(discriminators))
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        return {name: each.network for name, each in self.discriminators.items()}
+
+    @contextmanager
+    def trainable(self, on: bool = True) -> Iterator[None]:
+        """Gradients reach the discriminators within it. DDP, which looks once at the start, never sees that."""
+        for network in self.networks.values():
+            network.requires_grad_(on)
+        try:
+            yield
+        finally:
+            for network in self.networks.values():
+                network.requires_grad_(False)
+
+    def opinion(self, needs: set[str], fake: Tensor, real: Tensor) -> dict[str, dict[str, Any]]:
+        """What terms of the generator's loss name: for each discriminator fake_logits, fake_features, real_features.
+
+        Args: fake: (b, 3, h, w) restored, with its graph.    real: (b, 3, h, w).
+        """
+        found: dict[str, dict[str, Any]] = {}
+        if "fake_logits" in needs:
+            found["fake_logits"] = {name: network(fake) for name, network in self.networks.items()}
+        if "fake_features" in needs:
+            found["fake_features"] = {name: network.features(fake) for name, network in self.networks.items()}  # type: ignore[operator]
+        if "real_features" in needs:
+            with torch.no_grad():
+                found["real_features"] = {name: network.features(real) for name, network in self.networks.items()}  # type: ignore[operator]
+        return found
