@@ -153,14 +153,14 @@ class AdversarialTask(RestorationTask):
             raw = {f"{name}.{term}": value.raw for term, value in terms.items()}
             self.note_nonfinite(raw)
             if self.logs_this_update:
-                self.log_dict({f"train/{key}": value for key, value in {**raw, **means}.items()})
+                self.row |= {f"train/{key}": value for key, value in {**raw, **means}.items()}
             watched[f"{name}_loss"] = next(iter(terms.values())).raw
             watched[f"{name}_gap"] = means[f"{name}.real"] - means[f"{name}.fake"]
         if len(fake) > 1:
             watched["variety"] = fake.float().std(dim=0).mean() / batch["hq"].std(dim=0).mean().clamp(min=1e-6)
         counts = self.adversary.alarm.watch(watched, update, self.logs_this_update)
         if self.logs_this_update:
-            self.log_dict({f"alarm/{what}": count for what, count in counts.items()})
+            self.row |= {f"alarm/{what}": count for what, count in counts.items()}
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Gradients are whole and unscaled here; train/guards.py has had its look."""

@@ -55,6 +55,8 @@ class RestorationTask(L.LightningModule):
         self.validated: dict[str, float] = {}
         self.positions: list[int] = []  # of the samples of the batch at hand
         self.unreadable = 0  # times that data.on_error=skip passed over a file on this rank
+        self.row: dict[str, Tensor] = {}  # what this update logs
+        self._row_after = 0  # updates done as of the last batch
         self.nonfinite: dict[str, Tensor] = {}  # loss term -> () bool: not finite in a batch since the last update
         self.saving_s = 0.0  # spent on checkpoints since train/times.py last looked
         self.sharded = False
@@ -91,6 +93,9 @@ class RestorationTask(L.LightningModule):
             self.unreadable += int(batch["unreadable"].sum())
         return batch
 
+    def on_train_start(self) -> None:
+        self._row_after = self.trainer.global_step
+
     def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
         """What is drawn in an update follows from (seed, sample position): the same after any restart and on any rank."""
         seed = self.config["seed"]
@@ -118,7 +123,6 @@ class RestorationTask(L.LightningModule):
 
     @property
     def logs_this_update(self) -> bool:
-        """Lightning would write no row of others either, but a value it is given costs it as much as a small layer."""
         return not self.update % self.trainer.log_every_n_steps or self.update == self.trainer.max_steps  # type: ignore[attr-defined]
 
     def note_nonfinite(self, values: dict[str, Tensor]) -> None:
@@ -132,14 +136,13 @@ class RestorationTask(L.LightningModule):
         self.note_nonfinite({"the loss": loss, **{name: term.raw for name, term in terms.items()}})
         if not self.logs_this_update:
             return
-        self.log("step", float(self.update))  # Lightning counts from 0 otherwise: here N means N updates done
-        self.log("train/loss", loss, prog_bar=True)
-        self.log_dict({f"train/{name}": term.raw for name, term in terms.items()})
-        self.log_dict({f"weighted/{name}": term.weighted.detach() for name, term in terms.items()})
+        self.log("train/loss", loss, prog_bar=True, logger=False)
+        self.row |= {"train/loss": loss, **{f"train/{name}": term.raw for name, term in terms.items()}}
+        self.row |= {f"weighted/{name}": term.weighted.detach() for name, term in terms.items()}
         if self.loss.log_grad_norms:
             norms = grad_norms(terms, self.network.parameters())
-            self.log_dict({f"grad_norm/{name}": value for name, value in norms.items()})
-        self.log("lr", self.learning_rate)
+            self.row |= {f"grad_norm/{name}": value for name, value in norms.items()}
+        self.row["lr"] = torch.tensor(self.learning_rate)
 
     @property
     def learning_rate(self) -> float:
@@ -161,6 +164,15 @@ class RestorationTask(L.LightningModule):
             write_pictures(self.trainer, self.validation.strip())
 
     def on_train_batch_end(self, *_: Any) -> None:
+        """Lightning's own rows would go on with the last value of a term that this update does not have."""
+        step = self.trainer.global_step
+        if self.row and step != self._row_after:  # the update is done, not a part of it
+            values = {name: float(value) for name, value in self.row.items()}
+            for logger in self.trainer.loggers:
+                logger.log_metrics(values, step)
+                logger.save()
+            self.row = {}
+        self._row_after = step
         if self.trainer.global_step == self.trainer.max_steps:
             self.trainer.should_stop = True  # so that Lightning validates after the last update too
 

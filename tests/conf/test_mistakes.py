@@ -9,6 +9,8 @@ from tests.toy import write_photographs
 
 Cli = Callable[..., tuple[int, str]]
 
+GAN = "{_target_:losses.adversarial.Adversarial,weight:0.1,kind:vanilla,of:image,adaptive_at:null}"
+SCHEDULE = "{_target_:losses.weighted.Scheduled,value:%s,ramp_steps:5}"
 MISTAKES = [
     # what was typed, what the message must hold
     ("optimizer.lrr=1e-4", "did you mean optimizer.lr?"),
@@ -53,6 +55,25 @@ MISTAKES = [
     ("loss.terms.charbonnier.weight=-1", "loss.terms.charbonnier.weight=-1: Input should be greater than or equal to 0"),
     ("degradation.operators.blur.sigma_px=[12]", "degradation.operators.blur.sigma_px=[12]: "),
     ("degradation.operators.blur.sigma_px=[12,1]", "sigma_px"),
+    ("adversary=unet_sn", "adversary: train.regression.RegressionTask trains without discriminators: choose task=adversarial"),
+    ("task=adversarial", "task.adversary"),
+    ("task=adversarial adversary=unet_sn", "no term of loss.terms speaks of a discriminator"),
+    ("task=adversarial adversary=unet_sn adversary.start_stp=3", "did you mean adversary.start_step?"),
+    ("task=adversarial adversary=unet_sn adversary.steps_per_update=0", "Input should be greater than or equal to 1"),
+    ("task=adversarial adversary=unet_sn adversary.discriminators.image.network.num_fet=4", "num_feat?"),
+    (f"+loss.terms.gan={GAN}", "loss.terms.gan needs ['fake_logits'], but RegressionTask offers only ['hq', 'lq', 'restored']"),
+    (
+        f"task=adversarial adversary=unet_sn +loss.terms.gan={GAN.replace('image', 'eyes')}",
+        "loss.terms.gan.of=eyes: there is no",
+    ),
+    (f"task=adversarial adversary=unet_sn +loss.terms.gan={GAN.replace('0.1', '-0.1')}", "loss.terms.gan.weight=-0.1: Input"),
+    ("loss.terms.charbonnier.weight=0", "the weight of charbonnier is 0, so there is nothing to minimise"),
+    (f"loss.terms.charbonnier.weight={SCHEDULE % -1}", "loss.terms.charbonnier.weight.value=-1: Input should be greater"),
+    (
+        f"loss.terms.charbonnier.weight={SCHEDULE.replace('ramp', 'rampe') % 1}",
+        "did you mean loss.terms.charbonnier.weight.ramp_steps?",
+    ),
+    ("weights.dri=x", "did you mean weights.dir?"),
     ("checkpoint.every_n_steps=0", "checkpoint.every_n_steps=0: Input should be greater than or equal to 1"),
     ("ema_decay=1.5", "ema_decay=1.5: Input should be less than 1"),
     ("seed=-1", "seed=-1: Input should be greater than or equal to 0"),

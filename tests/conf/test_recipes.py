@@ -28,6 +28,7 @@ CASES = [
     *(("model", name) for name in names("model")),
     *(("experiment", name) for name in names("experiment") if "dtbfr" not in name),  # need weights: tests below
     *(("loss", name) for name in names("loss") if "lpips" not in name),
+    *(("adversary", name) for name in names("adversary")),
     *(("degradation", name) for name in names("degradation")),
     *(("augmentation", name) for name in names("augmentation")),
     *(("schedule", name) for name in names("schedule")),
@@ -37,9 +38,12 @@ CASES = [
 
 
 def test_nothing_is_overlooked() -> None:
-    found = {group: len(names(group)) for group in ("model", "experiment", "loss", "data", "network", "trainer", "logger")}
-    assert found == {"model": 1, "experiment": 6, "loss": 7, "data": 7, "network": 2, "trainer": 6, "logger": 3}
-    assert len(CASES) == 1 + 4 + 4 + 13 + 3 + 4 + 2 + 3
+    found = {
+        group: len(names(group))
+        for group in ("model", "experiment", "loss", "data", "network", "trainer", "logger", "adversary")
+    }
+    assert found == {"model": 1, "experiment": 6, "loss": 7, "data": 7, "network": 2, "trainer": 6, "logger": 3, "adversary": 2}
+    assert len(CASES) == 1 + 4 + 4 + 2 + 13 + 3 + 4 + 2 + 3
 
 
 @pytest.mark.parametrize(("group", "name"), CASES, ids=["=".join(case) for case in CASES])
@@ -49,6 +53,12 @@ def test_a_choice_trains_two_updates(cli: Cli, tmp_path: Path, monkeypatch: pyte
     arguments = [f"data.root={photographs}", *TOY, "validation.lpips=null", "checkpoint.every_n_steps=1"]
     if group not in ("model", "experiment"):
         arguments = ["experiment=demo", f"{group}={name}", *TINY_RUN, "data.batch_size=2", *TINY_NETWORK]
+        if group == "adversary":
+            kind = "hinge" if name == "patch" else "vanilla"
+            of = f"kind: {kind}, of: image, adaptive_at: null"
+            width = {"patch": "ndf", "unet_sn": "num_feat"}[name]
+            arguments += ["task=adversarial", f"adversary.discriminators.image.network.{width}=4"]
+            arguments += [f"+loss.terms.gan={{_target_: losses.adversarial.Adversarial, weight: 0.1, {of}}}"]
     elif name == "demo":
         arguments = [argument for argument in arguments if not argument.startswith(("data.root", "data.val_size"))]
     if name == "night_watch":

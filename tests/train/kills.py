@@ -39,6 +39,13 @@ COMMAND = [
     *(f"trainer.max_steps={UPDATES}", "trainer.val_check_interval=4", "trainer.log_every_n_steps=2"),
     *("checkpoint.every_n_steps=3", "checkpoint.keep=2", "checkpoint.keep_best=2"),
 ]
+# A discriminator that begins late, R1 in some updates, and a term that begins between two saves.
+ADVERSARIAL = [
+    *("task=adversarial", "adversary=unet_sn", "adversary.start_step=1", "adversary.discriminators.image.network.num_feat=4"),
+    "+loss.terms.gan={_target_: losses.adversarial.Adversarial, weight: 0.1, kind: vanilla, of: image, adaptive_at: null}",
+    "+adversary.discriminators.image.loss.terms.r1={_target_: losses.adversarial.R1, weight: 1.0, every_n_steps: 4}",
+    "loss.terms.charbonnier.weight={_target_: losses.weighted.Scheduled, value: 1.0, ramp_steps: 5}",
+]
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
 PRELOADED = ["torch", "lightning", "torchmetrics", "torchvision", "hydra", "tensorboard", "matplotlib.pyplot", "cv2", "scipy"]
 PRELOADED += ["pydantic", "lightning.pytorch.loggers", "torch.utils.tensorboard"]
@@ -51,17 +58,20 @@ class Variant:
     ranks: int
     workers: int
     accumulate: int
+    adversarial: bool
 
     def __str__(self) -> str:
-        return f"{self.ranks} rank{'s' * (self.ranks > 1)}, {self.workers} workers, {self.accumulate} accumulated"
+        gan = ", adversarial" * self.adversarial
+        return f"{self.ranks} rank{'s' * (self.ranks > 1)}, {self.workers} workers, {self.accumulate} accumulated{gan}"
 
     def command(self, photographs: Path, *more: str) -> list[str]:
         own = [f"data.num_workers={self.workers}", f"trainer.accumulate_grad_batches={self.accumulate}"]
         own += [f"data.batch_size={2 // self.ranks}", f"data.root={photographs}"]
+        own += ADVERSARIAL * self.adversarial
         return [*COMMAND, *own, *(["trainer.devices=2", "trainer.strategy=ddp"] if self.ranks > 1 else []), *more]
 
 
-VARIANTS = (Variant(1, 0, 1), Variant(1, 2, 2), Variant(2, 0, 1), Variant(2, 2, 2))
+VARIANTS = (Variant(1, 0, 1, False), Variant(1, 2, 2, True), Variant(2, 0, 1, True), Variant(2, 2, 2, False))
 
 
 class ForkedRank:

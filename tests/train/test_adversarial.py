@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -83,14 +84,15 @@ def batches(size: int, count: int = 64) -> list[dict[str, Tensor]]:
     ]
 
 
-class Recorder(L.Callback):
+class Recorder(DummyLogger):
     """What every update logged."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.rows: list[dict[str, float]] = []
 
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        self.rows.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:  # type: ignore[override]
+        self.rows.append(metrics)
 
 
 def fit(made: AdversarialTask, size: int, updates: int, accumulate: int = 1, **options: Any) -> list[dict[str, float]]:
@@ -100,12 +102,12 @@ def fit(made: AdversarialTask, size: int, updates: int, accumulate: int = 1, **o
         accelerator="cpu",
         max_steps=updates,
         accumulate_grad_batches=accumulate * made.adversary.steps_per_update,
-        logger=False,
+        logger=recorder,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         log_every_n_steps=1,
-        **{"callbacks": [recorder], **options},
+        **options,
     )
     trainer.fit(made, DataLoader(batches(size), batch_size=None))
     assert trainer.global_step == updates
@@ -275,7 +277,7 @@ def test_schedules_and_gradient_norms() -> None:
     rows = fit(made, 4, 5)
     ratio = [row["weighted/gan"] / row["train/gan"] if "train/gan" in row else None for row in rows[:3]]
     assert ratio == [None, pytest.approx(0.2), pytest.approx(0.4)]
-    assert rows[1]["weighted/gan"] != rows[2]["weighted/gan"] == rows[3]["weighted/gan"] == rows[4]["weighted/gan"], "off again"
+    assert ["train/gan" in row for row in rows] == [False, True, True, False, False]
     assert [row["lr"] for row in rows] == pytest.approx([0.5, 0.5, 0.05, 0.05, 0.005])
     assert rows[0]["grad_norm/l1"] > 0
     assert "grad_norm/gan" not in rows[0]

@@ -24,7 +24,7 @@ Wrapped = Callable[..., Any]
 # kind -> phase -> module, function, and on which side of it the process dies. What it leaves behind stands in the comment.
 KINDS = {
     "mid-step": {
-        "step": ("train.regression", "RegressionTask.training_step", "after"),  # a forward pass
+        "step": ("train.task", "RestorationTask.log_terms", "after"),  # a forward pass
         "backward": ("train.guards", "NonFiniteGuard.on_before_optimizer_step", "before"),  # gradients
         "optimizer": ("train.ema", "EMA.update", "before"),  # new weights, the old average
         "log": ("train.loggers", "CsvLogger.log_metrics", "after"),  # a row in metrics.csv alone
@@ -47,9 +47,12 @@ KINDS = {
     },
     "at the end": {"end": ("train.run", "write_summary", "before")},  # all updates are done, and there is no summary
 }
+# New weights of the generator, the discriminators' gradients; only where there are discriminators.
+DISCRIMINATORS = ("mid-step", "train.adversarial", "AdversarialTask._discriminator_steps", "before")
 PHASES = {phase: (kind, *where) for kind, phases in KINDS.items() for phase, where in phases.items()}
+PHASES["discriminators"] = DISCRIMINATORS
 ONCE = ("start", "cut", "end")  # whatever number of updates is done
-ON_ANY_RANK = ("step", "backward", "optimizer", "save", "validation")  # rank 0 alone does the rest
+ON_ANY_RANK = ("step", "backward", "optimizer", "discriminators", "save", "validation")  # rank 0 alone does the rest
 
 
 @dataclass(frozen=True)
@@ -169,7 +172,8 @@ def record(folder: Path) -> None:
         return training_step
 
     _wrap("degradations.pipeline", "Pipeline.sample", around_sample)
-    _wrap("train.regression", "RegressionTask.training_step", around_step)
+    for task in ("train.regression RegressionTask", "train.adversarial AdversarialTask"):
+        _wrap(*f"{task}.training_step".split(), around_step)
 
 
 def poison(rank: int, update: int) -> None:
