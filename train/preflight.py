@@ -141,9 +141,10 @@ def report(
 ) -> str:
     """What is printed, a line for each question. parts: seconds of an update. activations: bytes."""
     total, trainable = (sum(p.numel() for p in task.network.parameters() if p.requires_grad or all_) for all_ in (True, False))
-    state = [v for each in trainer.optimizers[0].state.values() for v in each.values() if isinstance(v, Tensor)]
+    states = (each for optimizer in trainer.optimizers for each in optimizer.state.values())
+    state = [value for each in states for value in each.values() if isinstance(value, Tensor)]
     network, ema = _bytes(task.network.state_dict().values()), _bytes(task.ema.state_dict().values()) if task.ema else 0
-    gradients, optimizer = _bytes(p for p in task.network.parameters() if p.requires_grad), _bytes(state)
+    gradients, optimizer = _bytes(task.trained_parameters()), _bytes(state)
     others = _bytes([*task.parameters(), *task.buffers()]) - _bytes([*task.network.parameters(), *task.network.buffers()]) - ema
     peak = ""
     if (device := trainer.strategy.root_device).type == "cuda":
