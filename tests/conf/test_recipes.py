@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from models.adaface import AdaFace
 from models.swinir import SwinIR
+from models.vgg import VGG19Features
 from tests.toy import TINY_DATA, TINY_NETWORK, TINY_RUN, write_photographs
 from train.loggers import read_rows
 
@@ -27,7 +28,7 @@ TOY = [*TINY_NETWORK, *TINY_DATA, *TINY_RUN, "trainer.accelerator=cpu", "trainer
 CASES = [
     *(("model", name) for name in names("model")),
     *(("experiment", name) for name in names("experiment") if "dtbfr" not in name),  # need weights: tests below
-    *(("loss", name) for name in names("loss") if "lpips" not in name),
+    *(("loss", name) for name in names("loss") if "lpips" not in name and "vgg" not in name),
     *(("adversary", name) for name in names("adversary")),
     *(("degradation", name) for name in names("degradation")),
     *(("augmentation", name) for name in names("augmentation")),
@@ -42,7 +43,7 @@ def test_nothing_is_overlooked() -> None:
         group: len(names(group))
         for group in ("model", "experiment", "loss", "data", "network", "trainer", "logger", "adversary")
     }
-    assert found == {"model": 1, "experiment": 6, "loss": 7, "data": 7, "network": 2, "trainer": 6, "logger": 3, "adversary": 2}
+    assert found == {"model": 1, "experiment": 6, "loss": 8, "data": 7, "network": 2, "trainer": 6, "logger": 3, "adversary": 2}
     assert len(CASES) == 1 + 4 + 4 + 2 + 13 + 3 + 4 + 2 + 3
 
 
@@ -118,6 +119,8 @@ def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("weights")
     torch.manual_seed(0)
     torch.save(torchvision.models.vgg16(weights=None).features.state_dict(prefix="features."), folder / "vgg16-397923af.pth")
+    vgg19 = VGG19Features(layers=["conv5_4"]).state_dict()
+    torch.save({**vgg19, "classifier.0.weight": torch.ones(1)}, folder / "vgg19-dcbb9e9d.pth")
     adaface = AdaFace(layers=18, mode="ir").state_dict(prefix="model.")
     torch.save({"state_dict": {**adaface, "head.kernel": torch.ones(1)}}, folder / "adaface_ir50_ms1mv2.ckpt")
     return folder
@@ -126,7 +129,7 @@ def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 DTBFR = ["experiment=aiialab_swinir_dtbfr", "experiment=aiialab_swinir_dtbfr_as_released"]
 
 
-@pytest.mark.parametrize("name", ["loss=mse_lpips", "loss=mse_lpips_id", *DTBFR])
+@pytest.mark.parametrize("name", ["loss=mse_lpips", "loss=mse_lpips_id", "loss=l1_vgg_gan", *DTBFR])
 def test_a_choice_with_frozen_networks_trains_two_updates(cli: Cli, tmp_path: Path, random_weights: Path, name: str) -> None:
     photographs = write_photographs(tmp_path / "photographs")
     arguments = [name, f"weights.dir={random_weights}", "validation.lpips=null"]
@@ -137,13 +140,19 @@ def test_a_choice_with_frozen_networks_trains_two_updates(cli: Cli, tmp_path: Pa
         arguments += [f"data.root={photographs}", *TOY]
         arguments += [f"data.target_root={photographs}", f"data.real_root={photographs}", f"init.ckpt={given}"]
         arguments += ["adversary.discriminators.image.network.num_feat=4", "trainer.accumulate_grad_batches=2"]
+    if name.endswith("_vgg_gan"):
+        arguments += ["task=adversarial", "adversary=unet_sn", "adversary.discriminators.image.network.num_feat=4"]
     if name.endswith("_id"):
         arguments += ["loss.terms.id.embedder.network.layers=18"]
     code, printed = cli(*arguments)
     assert code == 0, printed
     rows = read_rows(next((tmp_path / "runs").glob("*/metrics.csv")))
     row = next(row for row in reversed(rows) if row["train/loss"])
-    terms = {"loss=mse_lpips": "mse lpips", "loss=mse_lpips_id": "mse lpips id"}.get(name, "l1 lpips gan").split()
+    terms = {
+        "loss=mse_lpips": "mse lpips",
+        "loss=mse_lpips_id": "mse lpips id",
+        "loss=l1_vgg_gan": "l1 vgg gan",
+    }.get(name, "l1 lpips gan").split()
     assert sum(float(row[f"weighted/{term}"]) for term in terms) == pytest.approx(float(row["train/loss"]), rel=1e-5)
 
 

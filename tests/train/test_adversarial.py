@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -309,6 +310,24 @@ def test_fp16_scales_both_apart() -> None:
     assert rigged.scaler.get_scale() == 2.0**119
     assert plugin.scaler is not None
     assert plugin.scaler.get_scale() == 2.0**10
+
+
+def test_the_scaler_of_the_discriminators_is_kept(tmp_path: Path) -> None:
+    def trainer(updates: int) -> L.Trainer:
+        plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**10))
+        quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+        return L.Trainer(accelerator="cpu", max_steps=updates, plugins=[plugin], logger=False, **quiet)
+
+    loader, first = DataLoader(batches(4), batch_size=None), task()
+    before = trainer(2)
+    before.fit(first, loader)
+    first.scaler.load_state_dict({**first.scaler.state_dict(), "scale": 512.0, "_growth_tracker": 7})
+    before.save_checkpoint(tmp_path / "run.ckpt")
+    second, after = task(), trainer(4)
+    after.fit(second, loader, ckpt_path=tmp_path / "run.ckpt", weights_only=True)
+    assert after.global_step == 4
+    assert second.scaler.state_dict()["scale"] == 512
+    assert second.scaler.state_dict()["_growth_tracker"] == 9
 
 
 def test_bf16_with_r1() -> None:
