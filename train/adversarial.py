@@ -63,6 +63,10 @@ class AdversarialTask(RestorationTask):
             for name in self.adversarial
             if getattr(terms[name], "adaptive_at", None)
         }
+        if self.adaptive and self.adversarial == terms.keys():
+            raise ValueError(
+                "adaptive_at weighs an adversarial term against the others of loss.terms, and there are none: add one"
+            )
         self.scaler = torch.amp.GradScaler(enabled=False)
 
     def setup(self, stage: str) -> None:
@@ -135,8 +139,8 @@ class AdversarialTask(RestorationTask):
         scale = float(scaler.get_scale()) if scaler else 1.0
         balanced = dict(terms)
         for name, parameter in self.adaptive.items():
-            if not terms[name].weighted.requires_grad:
-                continue  # of weight 0: only looked at
+            if name not in terms or not terms[name].weighted.requires_grad:
+                continue  # not on in this update, or of weight 0 and only looked at
             term, of = terms[name], self.loss.terms[name]
             share = of.adaptive_weight(others, term.weighted / of.weight_at(self.update), parameter, scale)  # type: ignore[operator]
             balanced[name] = Term(term.raw, share * term.weighted)

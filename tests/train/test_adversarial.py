@@ -267,6 +267,11 @@ def test_adaptive_weight() -> None:
     with pytest.raises(ValueError, match=r"loss.terms.gan.adaptive_at=3.weight: the network has no such parameter"):
         task(terms={"l1": l1, "gan": Adversarial(weight=1.0, kind="hinge", of="image", adaptive_at="3.weight")})
 
+    with pytest.raises(
+        ValueError, match=r"adaptive_at weighs an adversarial term against the others of loss.terms, and there are"
+    ):
+        task(terms={"gan": Adversarial(weight=1.0, kind="hinge", of="image", adaptive_at="2.weight")})
+
 
 def test_schedules_and_gradient_norms() -> None:
     gan = Adversarial(
