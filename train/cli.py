@@ -176,7 +176,7 @@ def help_text() -> str:
     ]
     for group in LISTED:
         lines += ["", f"{group}="]
-        lines += [f"  {file.stem:<24}{_first_comment(file)}" for file in sorted((CONF / group).glob("*.yaml"))]
+        lines += [f"  {file.stem:<34}{_first_comment(file)}" for file in sorted((CONF / group).glob("*.yaml"))]
     return "\n".join(lines)
 
 

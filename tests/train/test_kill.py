@@ -271,14 +271,20 @@ def samples(folder: Path, ranks: int) -> list[tuple[int, dict[str, Any]]]:
     return [(line["step"], sample) for batches in zip(*by_rank, strict=True) for line in batches for sample in line["samples"]]
 
 
-def test_saved_on_2_ranks_and_resumed_on_1(photographs: Path, tmp_path: Path) -> None:
-    """And back to 2, and with accumulation: the same samples under the same draws in the same order."""
+@pytest.mark.parametrize("adversarial", [False, True])
+def test_saved_on_2_ranks_and_resumed_on_1(adversarial: bool, photographs: Path, tmp_path: Path) -> None:
+    """And back to 2, and with accumulation: the same samples under the same draws in the same order.
+
+    Not with accumulation where a discriminator has spectral norm: each forward pass moves its power iteration on.
+    """
     common = ["network.drop_path_rate=0", "schedule=constant"]  # a rank's stochastic depth follows its own batch
     whole, parts, told = tmp_path / "whole", tmp_path / "parts", []
-    attempt = Attempt(whole, Variant(1, 0, 1, True).command(photographs, *common), record=whole)
+    attempt = Attempt(whole, Variant(1, 0, 1, adversarial).command(photographs, *common), record=whole)
     assert attempt.wait() == 0, attempt.printed
-    layouts = [(Variant(2, 0, 1, True), 4), (Variant(1, 0, 1, True), 7), (Variant(2, 0, 1, True), 9)]
-    layouts += [(Variant(1, 0, 2, True), 14)]
+    layouts = [(Variant(2, 0, 1, False), 4), (Variant(1, 0, 1, False), 7), (Variant(2, 0, 1, False), 9)]
+    layouts += [(Variant(1, 0, 2, False), 14)]
+    if adversarial:
+        layouts = [(Variant(1, 0, 1, True), 4), (Variant(2, 0, 1, True), 14)]
     for number, (variant, last) in enumerate(layouts):
         command = variant.command(photographs, *common, f"trainer.max_steps={last}")
         command += ["data.batch_size=1"] * (variant.accumulate > 1)
