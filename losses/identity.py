@@ -106,14 +106,26 @@ def embedding(output: Tensor | tuple[Tensor, ...]) -> Tensor:
 def identity_similarity(lq: Tensor, out: Tensor, embedder: nn.Module, landmarks: Tensor | None = None) -> Tensor:
     """Cosine of two faces' embeddings as the NTIRE 2025 real-world face restoration challenge takes it (its face_alignment).
 
-    Both are rounded to 8 bit and cut at the same five landmarks by OpenCV, whose bilinear places are whole 1/32 px.
+    Both are rounded to 8 bit and cut at the same five landmarks by OpenCV: at exact places in 5.0, at whole 1/32 px in 4.11,
+    which moved 8-bit values of six faces by up to 4.
 
     Args:    lq, out: (b, 3, h, w) in [0, 1], on the embedder's device.    embedder: see Identity.
              landmarks: (b, 5, 2) in pixels, such as the challenge's own lists have; None: those of aligned faces.
     Returns: (b,) in [-1, 1].
+    Raises:  ValueError: lq and out differ in shape, or aren't square and come without landmarks.
     """
+    height, width = lq.shape[-2:]
+    if lq.shape != out.shape:
+        raise ValueError(
+            f"identity_similarity cuts both images at the same pixels, but lq is {tuple(lq.shape)} and out {tuple(out.shape)}: "
+            "bring them to one size"
+        )
     if landmarks is None:
-        landmarks = ffhq_landmarks(lq.shape[-1]).expand(len(lq), -1, -1)
+        if height != width:
+            raise ValueError(
+                f"identity_similarity without landmarks wants square aligned faces, not {width}x{height}: give landmarks"
+            )
+        landmarks = ffhq_landmarks(width).expand(len(lq), -1, -1)
     face_px: int = embedder.face_px  # type: ignore[assignment]
     matrices = crop_to_image(landmarks, face_px).numpy()
 

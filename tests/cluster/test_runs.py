@@ -36,7 +36,7 @@ def start(arguments: list[str], cwd: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def until_saved(run: Path, step: int, timeout_s: float = 90) -> None:
+def until_saved(run: Path, step: int, timeout_s: float = 240) -> None:
     deadline = time.monotonic() + timeout_s
     while not any(int(path.stem[5:]) >= step for path in (run / "checkpoints").glob("step_*.ckpt")):
         assert time.monotonic() < deadline, f"{run} has no checkpoint of update {step}"
