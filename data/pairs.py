@@ -31,8 +31,9 @@ def targets_of(photos: Source, targets: Source, key: str) -> Source:
     if twice := _twice(ours) or _twice(theirs):
         raise ValueError(f"{key}: several files are named {twice}, suffixes aside, so which belong together is open: keep one")
     number = {stem: index for index, stem in enumerate(theirs)}
+    known = set(ours)
     lonely = [path for path, stem in zip(photos.paths, ours, strict=True) if stem not in number]
-    unused = [path for path, stem in zip(targets.paths, theirs, strict=True) if stem not in set(ours)]
+    unused = [path for path, stem in zip(targets.paths, theirs, strict=True) if stem not in known]
     if lonely or unused:
         raise ValueError(
             f"{key} must hold images of the same names as the photos' root, but "
