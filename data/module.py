@@ -182,6 +182,12 @@ class FaceData(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Goes on at samples_seen, without end."""
+        precision = getattr(self.trainer, "precision", None)
+        if self.degradation is not None and self.degradation.batched and precision in ("bf16-true", "16-true"):
+            raise ValueError(
+                f"degradation.device=gpu with trainer.precision={precision} would degrade images of half precision: set "
+                "degradation.device=cpu, or a mixed precision"
+            )
         self._start_samples = self.samples_seen
         self._start_step = self.trainer.global_step if self.trainer is not None else None
         order = PositionSampler(start=self._start_samples, batch_size=self.batch_size, rank=self._rank(), world=self._world())

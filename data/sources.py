@@ -105,7 +105,7 @@ class FileList:
             raise ValueError(f"{root} is a folder: give the text file that lists images, or data/source=folder")
         self.folder = Path(relative_to).expanduser() if relative_to else file.parent
         try:
-            lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+            lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
         except UnicodeDecodeError as error:
             raise ValueError(f"{root} is no text file ({error}): give one path of an image a line") from error
         self.paths = [line for line in lines if line and not line.startswith("#")]

@@ -44,7 +44,10 @@ def main(arguments: list[str]) -> None:
             config = compose(overrides=[f"+degradation={options['degradation']}", *overrides])
     except HydraException as error:
         raise ValueError(f"degradation={options['degradation']}: {str(error).strip()}") from error
-    degradation = instantiate(config.degradation, _convert_="all")
+    try:
+        degradation = instantiate(config.degradation, _convert_="all")
+    except HydraException as error:
+        raise ValueError(f"degradation={options['degradation']}: {error.__cause__ or error}") from error
     drawn = parameters_of(options) if options["parameters"] else drawn_by(degradation, options, hq)
     sheet = contact_sheet(hq, degradation, drawn, number(options, "tile", 16))
     out = Path(options["out"])
@@ -101,7 +104,9 @@ def parameters_of(options: dict[str, Any]) -> list[dict[str, Any]]:
     try:
         return list(json.loads(path.read_text())["parameters"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"parameters={path} can't be read: {error!r}; give the .json that a preview wrote") from error
+        raise ValueError(
+            f"parameters={path} can't be read ({type(error).__name__}): give the .json that a preview wrote"
+        ) from error
 
 
 def number(options: dict[str, Any], key: str, least: int) -> int:

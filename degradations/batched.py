@@ -95,7 +95,7 @@ def degraded(pipeline: Pipeline, hq: Tensor, parameters: Parameters) -> dict[str
                  best left on the CPU; from a GPU they come back in one copy, for which all earlier work there must end.
     Returns: lq and, where hq_too may change it, hq: (b, 3, h', w') float32 on hq's device.
     Raises:  ValueError: in the end samples have different sizes.
-             TypeError: an operator has no batched form.
+             ValueError: an operator has no batched form.
     """
     drawn = on_cpu(parameters)
     with torch.autocast(hq.device.type, enabled=False):
@@ -153,8 +153,8 @@ def _arrays(parameters: Parameters, tensors: Iterator[Tensor]) -> Parameters:
 
 @singledispatch
 def applied(operator: Operator, canvas: Canvas, parameters: Parameters) -> Canvas:
-    """operator.apply for every sample of the canvas. Parameters: (b,) arrays. Raises TypeError: no batched form is known."""
-    raise TypeError(
+    """operator.apply for every sample of the canvas. Parameters: (b,) arrays. Raises ValueError: no batched form is known."""
+    raise ValueError(
         f"{type(operator).__module__}.{type(operator).__qualname__} has no batched form: set degradation.device=cpu, "
         "or write one and register it with degradations.batched.applied.register"
     )

@@ -21,17 +21,19 @@ class Jpeg:
                  truncated to an integer (CodeFormer, DiffBIR stage 1), so that high is reached only when low == high.
                  diffjpeg: the differentiable approximation of BasicSR and DiffBIR, for going on with a recipe trained with it:
                  luminance table transposed, tables and result not rounded, quality not truncated.
-    Raises:  ValueError: a range that is none.
+    Raises:  ValueError: a range that is none, or that diffjpeg has no tables for.
     """
 
     def __init__(self, *, quality: tuple[Quality, Quality], codec: Literal["libjpeg", "diffjpeg"]) -> None:
         self.quality = checked_range("quality", quality, 1, 100)
         self.codec = codec
+        if codec == "diffjpeg" and quality[0] > 99:
+            raise ValueError(f"quality={list(quality)} with codec=diffjpeg: its tables are 0 at 100, so begin at 99 at most")
 
     def sample(self, rng: np.random.Generator, size: tuple[int, int]) -> Parameters:
         """quality, an integer with libjpeg."""
         drawn = rng.uniform(*self.quality)
-        return {"quality": int(drawn) if self.codec == "libjpeg" else drawn}
+        return {"quality": int(drawn) if self.codec == "libjpeg" else min(drawn, 99.99)}
 
     def apply(self, photo: np.ndarray, parameters: Parameters) -> np.ndarray:
         """photo: (3, h, w) float32; returns the same shape, in [0, 1]; with libjpeg on the grid of k / 255."""

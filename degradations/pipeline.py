@@ -23,7 +23,7 @@ class Pipeline:
              quantize: round the result half to even to the grid of k / 255 (CodeFormer, GFPGAN: yes; DiffBIR: no).
              hq_too: names of operators that change the target as well, with the same parameters.
              device: cpu: each sample by itself, in the data workers. gpu: whole batches on the training device
-                 (degradations.batched), the same images to 2 / 255 on average.
+                 (degradations.batched), the same images to 0.001 / 255 on average.
     Raises:  ValueError: hq_too names no operator.
     """
 

@@ -265,7 +265,7 @@ class Mirrored:
 
 def test_an_operator_without_a_batched_form():
     pipeline = Pipeline(operators={"mirror": Mirrored()}, quantize=False, hq_too=[], device="gpu")
-    with pytest.raises(TypeError, match=r"Mirrored has no batched form: set degradation\.device=cpu, or write one"):
+    with pytest.raises(ValueError, match=r"Mirrored has no batched form: set degradation\.device=cpu, or write one"):
         pipeline.apply_batch(torch.rand(2, 3, 8, 8), {"mirror": {}})
 
 

@@ -53,3 +53,14 @@ def test_colours_stay_in_their_places():
 def test_errors():
     with pytest.raises(ValueError, match=r"quality=\[0, 90\] is out of range: both ends must lie in 1 .. 100"):
         jpeg(quality=(0, 90))
+
+
+def test_diffjpeg_never_reaches_100() -> None:
+    with pytest.raises(ValueError, match=r"quality=\[100, 100\] with codec=diffjpeg: its tables are 0 at 100"):
+        Jpeg(quality=(100, 100), codec="diffjpeg")
+
+    class Highest:
+        def uniform(self, low: float, high: float) -> float:
+            return high
+
+    assert Jpeg(quality=(30, 100), codec="diffjpeg").sample(Highest(), (8, 8)) == {"quality": 99.99}  # type: ignore[arg-type]
