@@ -46,10 +46,10 @@ class FeatureLoss(Loss):
         self.perceptual_weight, self.style_weight = perceptual_weight, style_weight
 
     def forward(self, restored: Tensor, hq: Tensor) -> Tensor:
-        with torch.autocast(restored.device.type, enabled=False):
-            made = self.network(restored.float())
-            with torch.no_grad():
-                wanted = self.network(hq.float())
+        made = self.network(restored)
+        with torch.no_grad():
+            wanted = self.network(hq)
+        with torch.autocast(restored.device.type, enabled=False):  # Gram matrices are sums over all pixels
             return torch.stack([w * self._distance(made[name], wanted[name]) for name, w in self.layer_weights.items()]).sum()
 
     def _distance(self, made: Tensor, wanted: Tensor) -> Tensor:

@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
 
 class Frozen(nn.Module):
-    """Runs a network in eval mode; gradients pass through it to its input, never to its weights.
+    """Runs a network in eval mode and in its own precision; gradients pass through it to its input, never to its weights.
 
     The network follows the owner's device and dtype, but is not among the owner's parameters, state dict or modes:
     an optimizer, an EMA, DDP, a checkpoint or `.train()` cannot reach it.
@@ -25,7 +26,11 @@ class Frozen(nn.Module):
         self._network = (network.eval().requires_grad_(False),)  # a tuple, so that it is not registered as a submodule
 
     def forward(self, *inputs: Tensor) -> Any:
-        return self._network[0](*inputs)
+        weight = next(self._network[0].parameters(), None)
+        if weight is not None:  # under autocast images come in half precision, and with a -true precision the weights are in it
+            inputs = tuple(each.to(weight.dtype) for each in inputs)
+        with torch.autocast(inputs[0].device.type, enabled=False):
+            return self._network[0](*inputs)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self._network[0]._apply(fn, recurse)

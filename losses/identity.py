@@ -1,5 +1,7 @@
 """Identity: how alike two faces look to an embedder, images (b, 3, h, w) RGB in [0, 1]."""
 
+from functools import cache
+
 import cv2
 import numpy as np
 import torch
@@ -62,13 +64,17 @@ def aligned_faces(images: Tensor, face_px: int) -> Tensor:
             f"the identity loss wants square aligned faces of at least {LEAST_SIDE} px, and these are {width}x{height}: "
             "set data.size and data.crop=center, or remove the term (~loss.terms.id)"
         )
-    (to_image,) = crop_to_image(ffhq_landmarks(width), face_px)
+    grid = _grid(width, face_px).to(images)[None].expand(len(images), -1, -1, -1)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+@cache
+def _grid(side: int, face_px: int) -> Tensor:
+    """(face_px, face_px, 2) float64: where a crop's pixels lie in an aligned image, -1 and 1 being its outer edges."""
+    (to_image,) = crop_to_image(ffhq_landmarks(side), face_px)
     place = torch.arange(face_px, dtype=torch.float64)
     y, x = torch.meshgrid(place, place, indexing="ij")
-    at = torch.stack([x, y, torch.ones_like(x)], dim=-1) @ to_image.T  # (face_px, face_px, 2) in pixels of the image
-    grid = (2 * at + 1) / width - 1  # grid_sample without align_corners: -1 and 1 are the outer edges
-    grid = grid.to(images)[None].expand(len(images), -1, -1, -1)
-    return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return (2 * (torch.stack([x, y, torch.ones_like(x)], dim=-1) @ to_image.T) + 1) / side - 1
 
 
 class Identity(Loss):
@@ -85,7 +91,7 @@ class Identity(Loss):
     def forward(self, restored: Tensor, hq: Tensor) -> Tensor:
         """Raises ValueError: an HQ whose crop holds nothing, and what aligned_faces raises."""
         with torch.autocast(restored.device.type, enabled=False):
-            made, wanted = aligned_faces(restored.float(), self.face_px), aligned_faces(hq.float(), self.face_px)
+            made, wanted = aligned_faces(restored.to(hq.dtype), self.face_px), aligned_faces(hq, self.face_px)
             empty = (wanted.flatten(1).std(dim=1) < 1e-3).nonzero().flatten().tolist()
             if empty:
                 raise ValueError(

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Literal
 
 import lpips
-import torch
 from torch import Tensor
 
 from losses.frozen import Frozen
@@ -53,6 +52,5 @@ class LPIPS(Loss):
         self.metric = Frozen(metric)
 
     def forward(self, restored: Tensor, hq: Tensor) -> Tensor:
-        with torch.autocast(restored.device.type, enabled=False):
-            distances = self.metric(2 * restored.float() - 1, 2 * hq.float() - 1)
+        distances = self.metric(2 * restored.to(hq.dtype) - 1, 2 * hq - 1).float()
         return distances.mean() if self.reduction == "mean" else distances.sum()

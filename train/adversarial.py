@@ -79,11 +79,8 @@ class AdversarialTask(RestorationTask):
         if self._device_mesh is not None:
             raise ValueError("trainer=fsdp trains no discriminators: choose trainer=ddp")
 
-    def trained_parameters(self) -> list[nn.Parameter]:
-        return [*super().trained_parameters(), *self.adversary.parameters()]
-
     def configure_optimizers(self) -> Any:
-        generator = self.make_optimizer(params=RestorationTask.trained_parameters(self))
+        generator = self.make_optimizer(params=[p for p in self.network.parameters() if p.requires_grad])
         pairs = [(generator, self.make_schedule(optimizer=generator))]
         for each in self.adversary.discriminators.values():
             optimizer = each.make_optimizer(params=list(each.network.parameters()))

@@ -72,7 +72,7 @@ class Alarm(nn.Module):
         steps: Annotated[int, Gt(0)],
     ) -> None:
         super().__init__()
-        self.loss, self.gap, self.variety, self.steps = loss, gap, variety, steps
+        self.steps = steps
         self._ranges = {"loss": loss, "gap": gap, "variety": (variety, float("inf"))}
         self._said: dict[str, int] = {}
 

@@ -6,7 +6,7 @@ import lightning as L
 import torch
 from annotated_types import Ge
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from train import ranks
@@ -54,7 +54,8 @@ class NonFiniteGuard(Callback):
     def on_before_optimizer_step(  # type: ignore[override]
         self, trainer: L.Trainer, task: "RestorationTask", optimizer: Optimizer
     ) -> None:
-        gradients = [local(p.grad) for p in task.trained_parameters() if p.grad is not None]
+        parameters = trained(trainer)
+        gradients = [local(p.grad) for p in parameters if p.grad is not None]
         names = [*task.nonfinite, "the gradient"]
         row = torch.stack([*task.nonfinite.values(), _any_nonfinite(gradients)])
         task.nonfinite = {}
@@ -67,7 +68,7 @@ class NonFiniteGuard(Callback):
         if not found or (scaled and set(found) == {"the gradient"}):
             self.in_a_row = 0
             return
-        for parameter in task.trained_parameters():
+        for parameter in parameters:
             parameter.grad = None  # an optimizer passes over parameters without one, momentum and decay included
         self.in_a_row += 1
         self.skipped += 1
@@ -84,6 +85,11 @@ class NonFiniteGuard(Callback):
             print(f"update {step} is skipped ({self.in_a_row} in a row): not finite: {what}", flush=True)
         if self.in_a_row >= self.max_in_a_row:
             raise Diverged(step, f"{self.in_a_row} updates in a row were not finite (the last one: {what})")
+
+
+def trained(trainer: L.Trainer) -> list[nn.Parameter]:
+    """Everything that an update changes, discriminators included."""
+    return [p for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]]
 
 
 def _any_nonfinite(tensors: list[Tensor]) -> Tensor:

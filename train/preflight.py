@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from train import ranks
-from train.guards import Diverged
+from train.guards import Diverged, trained
 from train.ranks import say
 from train.run import batches_of_update, build, make_task, make_trainer, prepare
 from train.rundir import RUNS, lock, release
@@ -144,7 +144,7 @@ def report(
     states = (each for optimizer in trainer.optimizers for each in optimizer.state.values())
     state = [value for each in states for value in each.values() if isinstance(value, Tensor)]
     network, ema = _bytes(task.network.state_dict().values()), _bytes(task.ema.state_dict().values()) if task.ema else 0
-    gradients, optimizer = _bytes(task.trained_parameters()), _bytes(state)
+    gradients, optimizer = _bytes(trained(trainer)), _bytes(state)
     others = _bytes([*task.parameters(), *task.buffers()]) - _bytes([*task.network.parameters(), *task.network.buffers()]) - ema
     peak = ""
     if (device := trainer.strategy.root_device).type == "cuda":

@@ -70,10 +70,6 @@ class RestorationTask(L.LightningModule):
         network = self.ema.average if self.ema else self.network
         return network(lq).clamp(0, 1)
 
-    def trained_parameters(self) -> list[nn.Parameter]:
-        """Of everything that an update changes."""
-        return [p for p in self.network.parameters() if p.requires_grad]
-
     def configure_model(self) -> None:
         """With trainer=fsdp, before every fit and validation: shares the network and its EMA out over the ranks."""
         if self._device_mesh is not None and not self.sharded:
@@ -82,7 +78,7 @@ class RestorationTask(L.LightningModule):
             self.sharded = True
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.make_optimizer(params=self.trained_parameters())
+        optimizer = self.make_optimizer(params=[p for p in self.network.parameters() if p.requires_grad])
         schedule = self.make_schedule(optimizer=optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -117,6 +117,18 @@ def test_lpips_has_the_backbone_that_it_is_given(alexnet: dict[str, torch.Tensor
     assert summed(b, a).item() == pytest.approx(2 * distance.item())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_lpips_in_any_precision(alexnet: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
+    """bf16-mixed: the images come in half precision and the network stays; bf16-true: it follows. Validation gives float32."""
+    term = LPIPS(weight=1, net="alex", reduction="mean", backbone=lambda: alexnet)
+    a, b = torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64)
+    exact = term(a, b).item()
+    term.to(dtype)
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float32):
+        for restored, hq in ((a.bfloat16(), b), (a, b), (a.bfloat16(), b.bfloat16())):
+            assert term(restored, hq).item() == pytest.approx(exact, rel=2e-2)
+
+
 def test_lpips_never_runs_with_random_weights(alexnet: dict[str, torch.Tensor]) -> None:
     def missing() -> dict[str, torch.Tensor]:
         raise FileNotFoundError("vgg16.pth does not exist")

@@ -76,7 +76,6 @@ def test_killed_again_and_again_equals_not_killed(variant: Variant, wholes: Whol
 @pytest.mark.parametrize("phases", [[*KINDS["mid-validation"], *KINDS["mid-save"]][:-1], ["not tidied"]])
 def test_killed_in_its_last_save(phases: list[str], wholes: Wholes, photographs: Path, tmp_path: Path) -> None:
     """There is no later one to set right what this one left. After the last two of them it goes on as finished."""
-    assert "not tidied" not in phases or len(phases) == 1
     killed = kill_and_finish(tmp_path, ONE.command(photographs), [Moment(phase, UPDATES - 1) for phase in phases])
     KILLS.append(killed.kinds)
     assert [moment.rpartition(" ")[2] for moment in killed.moments] == [str(UPDATES)] * len(phases), killed.moments
