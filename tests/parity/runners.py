@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.elan import ELAN
 from models.swinir import SwinIR
-from tests.parity import degradations, distributions, gan
+from tests.parity import codeformer, degradations, distributions, gan
 from tests.parity.cases import Apart, Case
 
 FIXED = {"qkv_bias": True, "ape": False, "patch_norm": True, "patch_size": 1}  # what SwinIR's files have in common
@@ -33,9 +34,8 @@ def swinir_arguments(config: dict[str, Any]) -> dict[str, Any]:
 def swinir(case: Case) -> dict[str, Tensor]:
     network = SwinIR(**swinir_arguments(case.facts["config"])).eval()
     network.load_state_dict(case.weights, strict=True)
-    middle = [o["name"].removeprefix("mid.") for o in case.facts["outputs"] if o["name"].startswith("mid.")]
     lq = case.input
-    produced = run_with_middle(network, lq, middle)
+    produced = run_with_middle(network, lq, middle_of(case))
     if case.name == "swinir/diffbir_ws8_padded":
         # The reference returns its padding, we crop. So its whole image is compared with ours of the image it padded.
         cropped, (height, width) = produced["out"], case.facts["outputs"][0]["full_shape"][-2:]
@@ -43,6 +43,26 @@ def swinir(case: Case) -> dict[str, Tensor]:
         produced["out"] = run_with_middle(network, padded, [])["out"]
         assert torch.equal(cropped, produced["out"][..., : lq.shape[-2], : lq.shape[-1]])
     return produced
+
+
+def elan_arguments(config: dict[str, Any]) -> dict[str, Any]:
+    """Ours from the reference's names: the original's `rgb_range` is HGGT's `img_range`."""
+    config = dict(config)
+    assert config.pop("colors") == 3
+    return {"img_range": float(config.pop("rgb_range", 0) or config.pop("img_range")), **config}
+
+
+def elan(case: Case) -> dict[str, Tensor]:
+    network = ELAN(**elan_arguments(case.facts["config"])).eval()
+    counts = {key: value for key, value in network.state_dict().items() if key.endswith("num_batches_tracked")}
+    network.load_state_dict(case.weights | counts, strict=True)
+    top = case.facts["input"]["multiply_by"]  # the original's images are in [0, 255]
+    produced = run_with_middle(network, case.input / top, middle_of(case))
+    return {**produced, "out": produced["out"] * top}
+
+
+def middle_of(case: Case) -> list[str]:
+    return [o["name"].removeprefix("mid.") for o in case.facts["outputs"] if o["name"].startswith("mid.")]
 
 
 def run_with_middle(network: nn.Module, lq: Tensor, middle: list[str]) -> dict[str, Tensor]:
@@ -66,6 +86,8 @@ def run_with_middle(network: nn.Module, lq: Tensor, middle: list[str]) -> dict[s
 
 RUNNERS: dict[str, Callable[[Case], dict[str, Tensor]]] = {  # pattern of FAMILY/NAME -> function; the first that fits
     "swinir/*": swinir,
+    "elan/*": elan,
+    **codeformer.RUNNERS,
     **degradations.RUNNERS,
     **gan.RUNNERS,
 }

@@ -9,19 +9,29 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.official import recognise
+from models.elan import ELAN
+from models.official import full_state, recognise
 from models.swinir import SwinIR
 from tests.parity import distributions, fill
 from tests.parity.cases import GOLDEN, RTOL, Apart, Case, cases_in, compare, folders, manifest, manifests_in, problems, sampled
-from tests.parity.runners import APART, LESS, runner_for, swinir_arguments
+from tests.parity.runners import APART, LESS, elan_arguments, runner_for, swinir_arguments
 
-STORED = {"adaface": 1, "codeformer": 2, "degradations": 12, "gfpgan": 2, "swinir": 3}  # cases of each family in tests/golden
-STORED_MANIFESTS = 12
+STORED = {
+    "adaface": 1,
+    "codeformer": 4,
+    "degradations": 12,
+    "elan": 2,
+    "gfpgan": 2,
+    "swinir": 3,
+}  # cases of each family in tests/golden
+STORED_MANIFESTS = 18
 
 ALL = [case for folder in folders() for case in cases_in(folder)]
 CASES = [case for case in ALL if not case.path.stem.startswith("dist_")]
 DISTRIBUTIONS = [case for case in ALL if case.path.stem.startswith("dist_")]
-MANIFESTS = [path for folder in folders() for path in manifests_in(folder) if "swinir" in path.name]
+MANIFESTS = [path for folder in folders() for path in manifests_in(folder)]
+SWINIRS = [path for path in MANIFESTS if "swinir" in path.name]
+ELANS = [path for path in MANIFESTS if path.name.startswith("elan")]
 
 
 def named(path: Path) -> str:
@@ -56,7 +66,7 @@ def test_left_out(case: Case) -> None:
     pytest.skip(f"not compared: {case.name}: {LESS[case.name]}")
 
 
-@pytest.mark.parametrize("path", MANIFESTS, ids=named)
+@pytest.mark.parametrize("path", SWINIRS, ids=named)
 def test_swinir_has_the_official_keys(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for draw in ("trunc_normal_", "uniform_", "kaiming_uniform_"):  # only keys and shapes count, and drawing takes seconds
         monkeypatch.setattr(torch.nn.init, draw, lambda values, *_, **__: values)
@@ -67,7 +77,7 @@ def test_swinir_has_the_official_keys(path: Path, monkeypatch: pytest.MonkeyPatc
     assert sum(p.numel() for p in network.parameters()) == official["n_params"]
 
 
-@pytest.mark.parametrize("path", MANIFESTS, ids=named)
+@pytest.mark.parametrize("path", SWINIRS, ids=named)
 def test_swinir_is_recognised(path: Path) -> None:
     official = manifest(path)
     state = {key: torch.empty(shape, device="meta") for key, shape in official["state_dict"].items()}
@@ -75,6 +85,19 @@ def test_swinir_is_recognised(path: Path) -> None:
     assert (found.family, found.arguments) == ("swinir", swinir_arguments(official["config"]))
     assert len(found.assumed) == 1
     assert found.assumed[0].startswith(f"img_range={official['config']['img_range']:g}")
+
+
+@pytest.mark.parametrize("path", ELANS, ids=named)
+def test_elan_has_the_official_keys_and_is_recognised(path: Path) -> None:
+    official = manifest(path)
+    network = ELAN(**elan_arguments(official["config"]))
+    ours = full_state(network)
+    assert {key: list(value.shape) for key, value in ours.items()} == official["state_dict"]
+    assert list(ours) == list(official["state_dict"])  # in the official order too
+    assert sum(p.numel() for p in network.parameters()) == official["n_trainable"]
+    found = recognise(ours)
+    assert (found.family, found.arguments) == ("elan", elan_arguments(official["config"]))
+    assert found.assumed == ["window_sizes=[4, 8, 16] and img_range=255: no key tells; so they are in every official file"]
 
 
 # The harness itself --------------------------------------------------------------------------------------------------
