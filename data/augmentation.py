@@ -9,6 +9,9 @@ import numpy as np
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import asks the network for a newer version otherwise
 
+# Transforms of albumentations that do the same to an LQ and to its larger HQ: they know no pixels.
+SIZELESS = ("D4", "HorizontalFlip", "VerticalFlip", "Transpose", "RandomRotate90")
+
 
 class Augmentation:
     """Transforms of albumentations, one after the other; all that they draw comes from the generator given to apply.
@@ -26,19 +29,21 @@ class Augmentation:
     def apply(self, photos: Sequence[np.ndarray], rng: np.random.Generator, name: str) -> list[np.ndarray]:
         """Each photo under the same transforms.
 
-        Args:    photos: one or two, (h, w, 3) uint8, of one size. name: for the message.
+        Args:    photos: one to three, (h, w, 3) uint8, of one size unless all transforms are SIZELESS. name: for the message.
         Raises:  ValueError: sizes differ, a transform refuses a photo, or something else than (h, w, 3) uint8 comes out.
         """
         if not self.transforms:
             return list(photos)
-        if len({photo.shape for photo in photos}) > 1:
+        if len({photo.shape for photo in photos}) > 1 and not all(
+            type(t).__name__ in SIZELESS for t in self.transforms.values()
+        ):
             raise ValueError(
-                f"{name} and its target differ in size, and augmentation can't keep them aligned: set augmentation=none "
-                "(data.crop and data.hflip_prob can)"
+                f"{name} and its target differ in size, and augmentation can't keep them aligned: set augmentation=none, or "
+                f"use {', '.join(SIZELESS)} alone (data.crop and data.hflip_prob can, too)"
             )
         compose = self._composed()
         compose.set_random_state(rng, random.Random(int(rng.integers(2**63))))
-        keys = ["image", "image1"][: len(photos)]
+        keys = ["image", "image1", "image2"][: len(photos)]
         try:
             made = compose(**dict(zip(keys, photos, strict=True)))
         except Exception as error:  # its own exceptions have no common class
@@ -56,5 +61,6 @@ class Augmentation:
             import albumentations  # three seconds, so only when it is used
 
             transforms = list(self.transforms.values())
-            self._compose = albumentations.Compose(transforms, additional_targets={"image1": "image"})  # of a pair
+            others = {"image1": "image", "image2": "image"}  # target and negative
+            self._compose = albumentations.Compose(transforms, additional_targets=others, is_check_shapes=False)
         return self._compose

@@ -14,6 +14,8 @@ class Sample(TypedDict, total=False):
     hq: Tensor  # (3, h, w) float32 RGB in [0, 1]
     target: Tensor  # (3, h, w) float32 RGB in [0, 1]
     real: Tensor  # (3, h, w) float32 RGB in [0, 1]
+    negative: Tensor  # (3, h, w) float32 RGB in [0, 1]
+    has_negative: Tensor  # () float32, 0 or 1
     parameters: Parameters
     position: int
     unreadable: int
@@ -25,6 +27,8 @@ class Batch(TypedDict):
     lq: Tensor  # (b, 3, h, w) float32 RGB in [0, 1]
     hq: Tensor  # (b, 3, h, w) float32 RGB in [0, 1]
     real: NotRequired[Tensor]  # (b, 3, h, w) clean faces for discriminators, where they are not hq (data.real_root)
+    negative: NotRequired[Tensor]  # (b, 3, h, w) what hq shows, badly enhanced (data.source.negatives of data=hggt)
+    has_negative: NotRequired[Tensor]  # (b,) float32: 0 where negative is only the photo that the LQ was made of, else 1
     position: Tensor  # (b,) int64: place in the run's endless order (training) or in the fixed set (validation)
     unreadable: Tensor  # (b,) int64: files passed over to fill this place; above 0 only with data.on_error=skip
 

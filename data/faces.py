@@ -5,6 +5,7 @@ from typing import Literal, cast
 
 import cv2
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -14,7 +15,9 @@ from data.batch import Degradation, Sample, finished
 from data.images import UnreadableImage, decode, to_tensor
 from data.order import BlockOrder, draws, image_at
 from data.pairs import check_pair
-from data.sources import Blocked, Source
+from data.sources import Blocked, Choices, Source
+
+File = tuple[Source, int]  # a source, and the number of a file in it
 
 
 def read_image(source: Source, index: int) -> np.ndarray:
@@ -26,13 +29,25 @@ def read_image(source: Source, index: int) -> np.ndarray:
     return decode(contents, source.name(index))
 
 
-def read_photos(source: Source, targets: Source | None, index: int, is_degraded: bool) -> list[np.ndarray]:
-    """A photo, and its target if there are targets. Raises UnreadableImage, or ValueError: their sizes don't fit."""
-    photos = [read_image(source, index)]
-    if targets is not None:
-        photos.append(read_image(targets, index))
-        check_pair(photos[0], photos[1], source.name(index), is_degraded)
+def read_photos(files: list[File], is_degraded: bool) -> list[np.ndarray]:
+    """A photo, then its target and its negative as far as it has them. Raises UnreadableImage, or ValueError: sizes differ."""
+    photos = [read_image(source, index) for source, index in files]
+    source, index = files[0]
+    if len(photos) > 1:
+        check_pair(photos[0], photos[1], source.name(index), is_degraded, "target")
+    if len(photos) > 2:
+        check_pair(photos[0], photos[2], source.name(index), is_degraded, "negative")
     return photos
+
+
+def belonging(others: Source | Choices | None, index: int, rng: np.random.Generator) -> list[File]:
+    """The file of others that belongs to the photo of that number, each of several being equally likely; empty: none does."""
+    if others is None:
+        return []
+    if not isinstance(others, Choices):
+        return [(others, index)]
+    numbers = others.of_photo[index]
+    return [(others.whole, numbers[int(rng.integers(len(numbers)))])] if numbers else []
 
 
 def center_crop(photo: np.ndarray, size: int) -> np.ndarray:
@@ -54,7 +69,7 @@ def center_crop(photo: np.ndarray, size: int) -> np.ndarray:
 
 
 def center_crops(photos: list[np.ndarray], size: int, name: str) -> list[np.ndarray]:
-    """A photo, and its target if there is one, so that the last is (size, size).
+    """A photo and what belongs to it, so that the last is (size, size).
 
     Photos of one size are scaled as center_crop does; a smaller LQ and its target are cut from their middle and never scaled.
     """
@@ -66,7 +81,7 @@ def center_crops(photos: list[np.ndarray], size: int, name: str) -> list[np.ndar
 
 
 def random_crops(photos: list[np.ndarray], size: int, rng: np.random.Generator, name: str) -> list[np.ndarray]:
-    """A photo, and its target if there is one, cut at one drawn place so that the last is (size, size).
+    """A photo and what belongs to it, cut at one drawn place so that the last is (size, size).
 
     Every place in the first is equally likely.
     """
@@ -116,10 +131,12 @@ def check_size(photo: np.ndarray, size: int, name: str, key: str) -> None:
 class FaceDataset(Dataset[Sample]):
     """Training samples by position 0, 1, 2, …, without end; PositionSampler says which positions to ask for.
 
-    Args:    targets: of the images of source, in their order (data.pairs); None: an image is its own.
+    Args:    targets: of the images of source, in their order (data.pairs), or several for each (data.hggt); None: an image is
+                 its own.
+             negatives: of the images, where samples have a negative; an image without any stands in for it.
              real: clean faces that a discriminator sees instead of the HQs; cut and mirrored as these are, each by itself.
              degradation: makes the LQ of an image; None: the images are LQs, and targets are given.
-             augmentation: of an image and its target alike, before everything else.
+             augmentation: of an image and what belongs to it alike, before everything else.
              size: side of the HQ in pixels; of the LQ too, unless it came smaller.
              crop: center: scaled and cut as DiffBIR does; random: cut at the photograph's own scale.
              hflip_prob: HQ and LQ are mirrored together, before the degradation.
@@ -132,7 +149,8 @@ class FaceDataset(Dataset[Sample]):
         self,
         *,
         source: Source,
-        targets: Source | None,
+        targets: Source | Choices | None,
+        negatives: Choices | None,
         real: Source | None,
         degradation: Degradation | None,
         augmentation: Augmentation,
@@ -145,8 +163,9 @@ class FaceDataset(Dataset[Sample]):
     ) -> None:
         self.source = source
         self.targets = targets
+        self.negatives = negatives
         self.real = real
-        self.decoded: dict[int, list[np.ndarray]] | None = {} if keep_decoded else None
+        self.decoded: dict[tuple[int, ...], list[np.ndarray]] | None = {} if keep_decoded else None
         self.degradation = degradation
         self.augmentation = augmentation
         self.size = size
@@ -162,9 +181,9 @@ class FaceDataset(Dataset[Sample]):
         photos, name, unreadable = self._photos(position)
         photos = self.augmentation.apply(photos, draws(self.seed, position, "data.augmentation"), name)
         photos = self._cut(photos, position, name, "data")
-        made = degraded(photos, self.degradation, self.seed, position)
+        made = degraded(photos[:2], self.degradation, self.seed, position)
         real: Sample = {} if self.real is None else {"real": self._real(self.real, position)}
-        return {**made, **real, "position": position, "unreadable": unreadable}
+        return {**made, **self._negative(photos), **real, "position": position, "unreadable": unreadable}
 
     def _cut(self, photos: list[np.ndarray], position: int, name: str, stream: str) -> list[np.ndarray]:
         """Cropped and mirrored alike by the draws of a stream."""
@@ -177,18 +196,25 @@ class FaceDataset(Dataset[Sample]):
             photos = [cv2.flip(photo, 1) for photo in photos]
         return photos
 
+    def _negative(self, photos: list[np.ndarray]) -> Sample:
+        """negative and has_negative, where samples have them."""
+        if self.negatives is None:
+            return {}
+        has_negative = len(photos) > 2
+        return {"negative": to_tensor(photos[2 if has_negative else 0]), "has_negative": torch.tensor(float(has_negative))}
+
     def _real(self, source: Source, position: int) -> Tensor:
         """(3, size, size): the clean face at a position of its own order. Raises UnreadableImage, or ValueError: too small."""
         index = image_at(position, len(source), self.seed + 1)  # another seed: else equal counts would pair the two
         return to_tensor(self._cut([read_image(source, index)], position, source.name(index), "data.real")[0])
 
     def _photos(self, position: int) -> tuple[list[np.ndarray], str, int]:
-        """The photo at a position, with its target if it has one; its name, and how many files before it were passed over."""
+        """The photo at a position and what belongs to it; its name, and how many files before it were passed over."""
         count = len(self.source)
         for passed_over in range(2 * count):  # any stretch of 2 * count positions holds a whole pass
             index = self._image_at(position + passed_over)
             try:
-                return self._read(index), self.source.name(index), passed_over
+                return self._read(self._files(index, position)), self.source.name(index), passed_over
             except UnreadableImage as error:
                 if self.on_error == "raise":
                     raise
@@ -200,12 +226,18 @@ class FaceDataset(Dataset[Sample]):
             return self.block_order.image_at(position)
         return image_at(position, len(self.source), self.seed)
 
-    def _read(self, index: int) -> list[np.ndarray]:
+    def _files(self, index: int, position: int) -> list[File]:
+        """The photo of that number, then the target and the negative that the position draws."""
+        target = belonging(self.targets, index, draws(self.seed, position, "data.target"))
+        return [(self.source, index), *target, *belonging(self.negatives, index, draws(self.seed, position, "data.negative"))]
+
+    def _read(self, files: list[File]) -> list[np.ndarray]:
         if self.decoded is None:
-            return read_photos(self.source, self.targets, index, self.degradation is not None)
-        if index not in self.decoded:
-            self.decoded[index] = read_photos(self.source, self.targets, index, self.degradation is not None)
-        return self.decoded[index]
+            return read_photos(files, self.degradation is not None)
+        numbers = tuple(index for _, index in files)
+        if numbers not in self.decoded:
+            self.decoded[numbers] = read_photos(files, self.degradation is not None)
+        return self.decoded[numbers]
 
 
 class FixedFaces(Dataset[Sample]):
@@ -242,7 +274,8 @@ class FixedFaces(Dataset[Sample]):
     def __getitem__(self, position: int) -> Sample:
         """Raises UnreadableImage, or ValueError: the image is below size."""
         index = position // self.degradations_per_image
-        photos = read_photos(self.source, self.targets, index, self.degradation is not None)
+        target = [] if self.targets is None else [(self.targets, index)]
+        photos = read_photos([(self.source, index), *target], self.degradation is not None)
         if self.size is not None:
             name = self.source.name(index)
             check_size(photos[-1], self.size, name, "data.val_size")

@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import cv2
 import torch
@@ -16,7 +16,7 @@ from data.batch import Batch, Degradation, Parameters, Sample, finished
 from data.faces import FaceDataset, FixedFaces
 from data.order import PositionSampler
 from data.pairs import targets_of
-from data.sources import Part, Source
+from data.sources import Choices, Graded, Part, Source
 
 
 def ignore_once(signum: int, frame: Any) -> None:
@@ -34,13 +34,20 @@ def one_thread(worker: int) -> None:
     threadpool_limits(1)
 
 
-Photos = tuple[Source, Source | None]  # images, and their targets where they have some
+class Photos(NamedTuple):
+    """Images, and their targets and negatives where they have some."""
 
+    source: Source
+    targets: Source | Choices | None
+    negatives: Choices | None
 
-def _part(photos: Photos, start: int, stop: int) -> Photos:
-    source, targets = photos
-    part = Part(whole=source, start=start, stop=stop)
-    return part, None if targets is None else Part(whole=targets, start=start, stop=stop)
+    def part(self, start: int, stop: int) -> "Photos":
+        """The images start .. stop - 1."""
+        targets = self.targets.part(start, stop) if isinstance(self.targets, Choices) else self.targets
+        if targets is not None and not isinstance(targets, Choices):
+            targets = Part(whole=targets, start=start, stop=stop)
+        negatives = None if self.negatives is None else self.negatives.part(start, stop)
+        return Photos(Part(whole=self.source, start=start, stop=stop), targets, negatives)
 
 
 def collated(samples: list[Sample]) -> dict[str, Any]:
@@ -67,7 +74,7 @@ class FaceData(LightningDataModule):
              target_root, val_target_root: of the targets.
              real_root: clean faces for discriminators, in an order of their own; None: they see the HQs (training alone).
              degradation: makes LQs; None: root holds LQs, and is paired.
-             source: makes a Source of a root.
+             source: makes a Source of a root; one that brings targets (data.sources.Graded) needs no target_root.
              expects: one sentence for the message when a root is missing: which folder it should be, and where it comes from.
              augmentation, size, crop, hflip_prob, seed, on_error, keep_decoded: see FaceDataset.
              batch_size: samples a step and device.
@@ -122,8 +129,9 @@ class FaceData(LightningDataModule):
         else:
             train, val = photos, self._photos("val_root", val_root, "val_target_root", val_target_root)
         self.faces = FaceDataset(
-            source=train[0],
-            targets=train[1],
+            source=train.source,
+            targets=train.targets,
+            negatives=train.negatives,
             real=None if real_root is None else self._open("real_root", real_root),
             degradation=degradation,
             augmentation=augmentation,
@@ -135,8 +143,8 @@ class FaceData(LightningDataModule):
             keep_decoded=keep_decoded,
         )
         self.fixed = FixedFaces(
-            source=val[0],
-            targets=val[1],
+            source=val.source,
+            targets=val.targets.first() if isinstance(val.targets, Choices) else val.targets,
             degradation=degradation,
             degradations_per_image=val_degradations,
             size=val_size,
@@ -152,19 +160,22 @@ class FaceData(LightningDataModule):
             raise ValueError(f"data.{target_key}={target_root} is for paired images: choose data=pairs or data=ffhqr")
         photos = self._open(key, root)
         if target_root is None:
-            return photos, None
-        return photos, targets_of(photos, self._open(target_key, target_root), f"data.{target_key}={target_root}")
+            return Photos(photos, *((photos.targets, photos.negatives) if isinstance(photos, Graded) else (None, None)))
+        if isinstance(photos, Graded):
+            raise ValueError(f"data.{target_key}={target_root}: data.{key}={root} brings targets of its own: leave one out")
+        targets = targets_of(photos, self._open(target_key, target_root), f"data.{target_key}={target_root}")
+        return Photos(photos, targets, None)
 
     def _held_out(self, root: str, photos: Photos, val_images: int) -> tuple[Photos, Photos]:
         """All but the last val_images, and these."""
-        count = len(photos[0])
+        count = len(photos.source)
         kept = count - val_images
         if kept < 1:
             raise ValueError(
                 f"data.val_images={val_images} leaves nothing to train on: data.root={root} holds {count} images; "
                 f"hold out {count - 1} at most, or give data.val_root=DIR"
             )
-        return _part(photos, 0, kept), _part(photos, kept, count)
+        return photos.part(0, kept), photos.part(kept, count)
 
     def _open(self, key: str, root: str) -> Source:
         try:

@@ -7,6 +7,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import PurePosixPath
+from typing import Literal
 
 import numpy as np
 
@@ -16,7 +17,8 @@ from data.sources import Named, Picked, Source, first_few
 def targets_of(photos: Source, targets: Source, key: str) -> Source:
     """The target of each photo, in the photos' order.
 
-    Their names must be the same but for suffixes, and their subfolders too, unless no two files of a side share a name.
+    Their names must be the same but for suffixes, and their subfolders too, unless no two files of a side share a name. Where
+    all photos end in one scale, as DIV2K's LRs (0001x4.png), it does not count.
 
     Args:    key: config key of the targets' root, for messages.
     Raises:  ValueError: photos without a target, targets without a photo, two files for one name, or a source without names.
@@ -25,7 +27,7 @@ def targets_of(photos: Source, targets: Source, key: str) -> Source:
         raise ValueError(
             f"{key} and the photos are paired by name, which rows of a table lack: give folders, lists or archives"
         )
-    ours, theirs = [_stem(path) for path in photos.paths], [_stem(path) for path in targets.paths]
+    ours, theirs = _without_scale([_stem(path) for path in photos.paths]), [_stem(path) for path in targets.paths]
     if not _twice(_last(ours)) and not _twice(_last(theirs)):
         ours, theirs = _last(ours), _last(theirs)
     if twice := _twice(ours) or _twice(theirs):
@@ -47,6 +49,11 @@ def _stem(path: str) -> str:
     return PurePosixPath(path).with_suffix("").as_posix()
 
 
+def _without_scale(stems: list[str]) -> list[str]:
+    endings = {stem[-2:] for stem in stems}
+    return [stem[:-2] for stem in stems] if len(endings) == 1 and endings <= {"x2", "x3", "x4", "x8"} else stems
+
+
 def _last(stems: list[str]) -> list[str]:
     return [stem.rpartition("/")[2] for stem in stems]
 
@@ -60,8 +67,8 @@ def _listed(paths: Sequence[str]) -> str:
     return f" ({first_few(paths)})" if paths else ""
 
 
-def check_pair(photo: np.ndarray, target: np.ndarray, name: str, degraded: bool) -> None:
-    """Whether a photo can be trained towards its target.
+def check_pair(photo: np.ndarray, target: np.ndarray, name: str, degraded: bool, what: Literal["target", "negative"]) -> None:
+    """Whether a photo can be trained towards its target, or away from its negative.
 
     Args:    photo: (h, w, 3). target: (s * h, s * w, 3) with a whole number s, which must be 1 if degraded.
              degraded: the LQ is made of the photo.
@@ -72,6 +79,6 @@ def check_pair(photo: np.ndarray, target: np.ndarray, name: str, degraded: bool)
     if scale < 1 or (target_height, target_width) != (scale * height, scale * width) or (degraded and scale > 1):
         whole = "" if degraded else ", or be a whole number of times larger"
         raise ValueError(
-            f"{name} is {width}x{height} and its target {target_width}x{target_height}: "
-            f"a target must be of the photo's size{whole}"
+            f"{name} is {width}x{height} and its {what} {target_width}x{target_height}: "
+            f"a {what} must be of the photo's size{whole}"
         )

@@ -55,29 +55,15 @@ def first_few(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-class ImageFolder:
-    """All images below a folder, links followed, sorted by their path relative to it; dot files are left out.
+class Files:
+    """Files below a folder.
 
-    Args:    root: the folder.
-    Raises:  ValueError: it doesn't exist, is no folder, or holds no image.
+    Args:    paths: relative to root, with forward slashes.
     """
 
-    def __init__(self, *, root: str) -> None:
-        self.root = existing(root, "a folder of images")
-        if not self.root.is_dir():
-            raise ValueError(f"{root} is a file: give the folder that holds the images")
-        self.paths = sorted(self._walk())
-        if not self.paths:
-            raise ValueError(
-                f"{root} holds no image, in subfolders neither: files that end in {', '.join(SUFFIXES)} are looked for"
-            )
-
-    def _walk(self) -> list[str]:
-        """Paths relative to root, with forward slashes."""
-        found = []
-        for folder, _, names in os.walk(self.root, followlinks=True):
-            found += [(Path(folder) / name).relative_to(self.root).as_posix() for name in names if is_image(name)]
-        return found
+    def __init__(self, *, root: Path, paths: list[str]) -> None:
+        self.root = root
+        self.paths = paths
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -91,7 +77,33 @@ class ImageFolder:
         return (self.root / self.paths[index]).read_bytes()
 
 
-class FileList:
+class ImageFolder(Files):
+    """All images below a folder, links followed, sorted by their path relative to it; dot files are left out.
+
+    Args:    root: the folder.
+    Raises:  ValueError: it doesn't exist, is no folder, or holds no image.
+    """
+
+    def __init__(self, *, root: str) -> None:
+        folder = existing(root, "a folder of images")
+        if not folder.is_dir():
+            raise ValueError(f"{root} is a file: give the folder that holds the images")
+        super().__init__(root=folder, paths=sorted(_walk(folder)))
+        if not self.paths:
+            raise ValueError(
+                f"{root} holds no image, in subfolders neither: files that end in {', '.join(SUFFIXES)} are looked for"
+            )
+
+
+def _walk(root: Path) -> list[str]:
+    """Paths of the images below root relative to it, with forward slashes."""
+    found = []
+    for folder, _, names in os.walk(root, followlinks=True):
+        found += [(Path(folder) / name).relative_to(root).as_posix() for name in names if is_image(name)]
+    return found
+
+
+class FileList(Files):
     """The files that a text file lists, one path a line, in its order; blank lines and lines that start with # are skipped.
 
     Args:    root: the text file, UTF-8.
@@ -103,32 +115,21 @@ class FileList:
         file = existing(root, "a text file that lists images")
         if not file.is_file():
             raise ValueError(f"{root} is a folder: give the text file that lists images, or data/source=folder")
-        self.folder = Path(relative_to).expanduser() if relative_to else file.parent
         try:
             lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
         except UnicodeDecodeError as error:
             raise ValueError(f"{root} is no text file ({error}): give one path of an image a line") from error
-        self.paths = [line for line in lines if line and not line.startswith("#")]
+        paths = [line for line in lines if line and not line.startswith("#")]
+        super().__init__(root=Path(relative_to).expanduser() if relative_to else file.parent, paths=paths)
         if not self.paths:
             raise ValueError(f"{root} lists no image: give one path a line")
-        missing = [path for path in self.paths if not (self.folder / path).is_file()]
+        missing = [path for path in self.paths if not (self.root / path).is_file()]
         if missing:
             raise ValueError(
-                f"{root} lists {len(self.paths)} files, {len(missing)} of which don't exist in {self.folder}: "
+                f"{root} lists {len(self.paths)} files, {len(missing)} of which don't exist in {self.root}: "
                 f"{first_few(missing)}; correct it, or give the folder its paths start from as data.source.relative_to=DIR "
                 "with data/source=list"
             )
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def name(self, index: int) -> str:
-        """The full path."""
-        return str(self.folder / self.paths[index])
-
-    def read(self, index: int) -> bytes:
-        """The file's contents."""
-        return (self.folder / self.paths[index]).read_bytes()
 
 
 class Picked:
@@ -162,6 +163,33 @@ class Part(Picked):
     def __init__(self, *, whole: Source, start: int, stop: int) -> None:
         super().__init__(whole=whole, indices=range(start, stop))
         self.blocks = tuple(_cut(whole.blocks, start, stop)) if isinstance(whole, Blocked) else ()
+
+
+class Choices:
+    """Files of a source of which several belong to a photo, or none; one of a photo's is drawn (data/faces.py).
+
+    Args:    of_photo: photo -> numbers of its files in the whole.
+    """
+
+    def __init__(self, *, whole: Source, of_photo: Sequence[Sequence[int]]) -> None:
+        self.whole = whole
+        self.of_photo = of_photo
+
+    def part(self, start: int, stop: int) -> "Choices":
+        """Those of the photos start .. stop - 1."""
+        return Choices(whole=self.whole, of_photo=self.of_photo[start:stop])
+
+    def first(self) -> Picked:
+        """The first file of each photo, of which none may be without."""
+        return Picked(whole=self.whole, indices=[numbers[0] for numbers in self.of_photo])
+
+
+@runtime_checkable
+class Graded(Source, Protocol):
+    """A source of photos that brings targets, and negatives where these are wanted (data/hggt.py)."""
+
+    targets: Choices  # at least one for each photo
+    negatives: Choices | None
 
 
 def _cut(lengths: Sequence[int], start: int, stop: int) -> Iterator[int]:

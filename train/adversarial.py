@@ -121,7 +121,7 @@ class AdversarialTask(RestorationTask):
         restored = self.network(batch["lq"])  # (b, 3, h, w), about [0, 1], not clamped
         without = () if against else self.adversarial
         opinion = self.adversary.opinion(self.loss.needs(update, without), restored, real)
-        loss, terms = self.loss(update, without, restored=restored, hq=batch["hq"], lq=batch["lq"], **opinion)
+        loss, terms = self.loss(update, without, **self.given(batch, restored), **opinion)
         if self.adaptive.keys() & terms.keys():
             terms = self._balanced(terms)
             loss = total(terms.values())

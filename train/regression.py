@@ -11,6 +11,6 @@ class RegressionTask(RestorationTask):
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         restored = self.network(batch["lq"])  # (b, 3, h, w), about [0, 1], not clamped
-        loss, terms = self.loss(self.update, restored=restored, hq=batch["hq"], lq=batch["lq"])
+        loss, terms = self.loss(self.update, **self.given(batch, restored))
         self.log_terms(loss, terms)
         return loss

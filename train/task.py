@@ -19,7 +19,10 @@ from train.checkpoint import resume_at, rng_state, set_rng_state
 from train.ema import EMA
 from train.fsdp import shard
 from train.logs import write_pictures
-from train.validation import Validation
+from train.validation import Validation, check_scale
+
+# Tensors that terms of the loss may name, but that only some data have.
+GRADED = frozenset({"negative", "has_negative"})
 
 Decay = Annotated[float, Interval(ge=0, lt=1)]
 
@@ -33,7 +36,7 @@ class RestorationTask(L.LightningModule):
     Raises: ValueError: a term of the loss needs what the task doesn't offer.
     """
 
-    offers: ClassVar = frozenset({"restored", "hq", "lq"})  # tensors that terms of the loss may name
+    offers: ClassVar = frozenset({"restored", "hq", "lq"}) | GRADED  # tensors that terms of the loss may name
 
     def __init__(
         self,
@@ -111,6 +114,17 @@ class RestorationTask(L.LightningModule):
         super().optimizer_step(*args, **kwargs)
         if self.ema and not self.skip_update:
             self.ema.update(self.network)
+
+    def given(self, batch: Batch, restored: Tensor) -> dict[str, Any]:
+        """What there is for the terms of the loss, by name.
+
+        Raises: ValueError: a term needs what these data lack, or the network's output is not of the HQ's size.
+        """
+        check_scale(restored, batch["hq"])
+        if lacking := GRADED - batch.keys():
+            without = "on data without negatives (data=hggt data.source.negatives=true has some)"
+            self.loss.check_offered(self.offers - lacking, f"{type(self).__name__} {without}")
+        return {"restored": restored, **{name: value for name, value in batch.items() if name in self.offers}}
 
     @property
     def update(self) -> int:

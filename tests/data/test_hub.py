@@ -99,6 +99,7 @@ def samples(source, shade, count, start=0, workers=0):
     dataset = FaceDataset(
         source=source,
         targets=None,
+        negatives=None,
         real=None,
         degradation=shade,
         augmentation=Augmentation(transforms={}),

@@ -322,7 +322,7 @@ def composed(name, *overrides):
 
 
 def test_all_configs_are_seen():
-    assert {"demo", "df2k", "ffhq", "ffhqr", "folder", "hf", "pairs"} <= set(NAMES)
+    assert {"demo", "df2k", "ffhq", "ffhqr", "hggt", "folder", "hf", "pairs"} <= set(NAMES)
 
 
 def pictures(folder, size, count=4):

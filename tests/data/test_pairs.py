@@ -40,7 +40,7 @@ def lq(tmp_path):
 
 def pairs(lq, hq, **changes):
     options = {"augmentation": NONE, "size": 16, "crop": "random", "hflip_prob": 0.5, "seed": 1, "on_error": "raise"}
-    options |= {"degradation": None, "real": None, "keep_decoded": False}
+    options |= {"degradation": None, "negatives": None, "real": None, "keep_decoded": False}
     return FaceDataset(source=lq, targets=targets_of(lq, hq, "data.target_root"), **(options | changes))
 
 
@@ -59,6 +59,7 @@ def test_a_pair_is_cut_where_a_photo_alone_would_be(lq, tmp_path, shade):
     alone = FaceDataset(
         source=lq,
         targets=None,
+        negatives=None,
         real=None,
         degradation=shade,
         augmentation=NONE,
@@ -80,6 +81,24 @@ def test_both_are_augmented_alike(lq, tmp_path):
     smaller = pairs(lq, enlarged(lq, tmp_path / "hq2", 2), augmentation=turned)
     with pytest.raises(ValueError, match=r"\.bmp and its target differ in size, .* set augmentation=none"):
         smaller[0]
+
+
+def test_a_larger_target_is_turned_alike(lq, tmp_path):
+    turned = Augmentation(transforms={"turn": albumentations.D4(p=1)})
+    dataset = pairs(lq, enlarged(lq, tmp_path / "hq", 2), augmentation=turned)
+    samples = [dataset[position] for position in range(20)]
+    assert all((sample["lq"] == sample["hq"][:, ::2, ::2]).all() for sample in samples)
+
+
+def test_scales_in_the_names_of_lqs_do_not_count(lq, tmp_path):
+    shapes = {f"{name}x4.png": (8, 8) for name in ("0001", "0002", "0003")}
+    small = folder_of(tmp_path / "X4", shapes)
+    large = folder_of(tmp_path / "HR", {name.replace("x4", ""): (32, 32) for name in shapes})
+    found = targets_of(small, large, "data.target_root=HR")
+    assert [found.name(i).rpartition("/")[2] for i in range(3)] == ["0001.png", "0002.png", "0003.png"]
+    mixed = folder_of(tmp_path / "mixed", {"0001x4.png": (8, 8), "0002x2.png": (8, 8)})
+    with pytest.raises(ValueError, match="2 of 2 photos have no target"):
+        targets_of(mixed, large, "data.target_root=HR")
 
 
 def test_the_fixed_set_of_pairs(lq, tmp_path, shade):
