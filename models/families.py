@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from models.elan import ELAN
 from models.swinir import SwinIR
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -120,13 +121,43 @@ def write_swinir(network: SwinIR) -> dict[str, Any]:
     return {"params_ema" if network.upsampler == "nearest+conv" else "params": state}
 
 
+def recognise_elan(shapes: Shapes) -> tuple[Arguments, list[str]] | None:
+    """ELAN's constructor arguments, from keys and shapes; None for anything else."""
+    if "body.0.modules_gmsa.gmsa_0.project_inp.0.weight" not in shapes:
+        return None
+    c_elan = shapes["head.0.weight"][0]
+    layers = {(int(m[1]), int(m[2])) for k in shapes if (m := re.match(r"body\.(\d+)\.modules_gmsa\.gmsa_(\d+)\.", k))}
+    return {
+        "scale": math.isqrt(shapes["tail.0.weight"][0] // 3),
+        "m_elan": len(layers),
+        "c_elan": c_elan,
+        "n_share": max(layer for _, layer in layers),
+        "r_expand": shapes["body.0.modules_lfe.lfe_0.conv0.shift_conv.conv1x1.weight"][0] // c_elan,
+        "window_sizes": [4, 8, 16],
+        "img_range": 255.0,
+    }, ["window_sizes=[4, 8, 16] and img_range=255: no key tells; so they are in every official file"]
+
+
+def write_elan(network: ELAN) -> dict[str, Any]:
+    """What the reference programs read: HGGT's at scale 1, above it a training file of ELAN's own (there is no other).
+
+    Raises: CheckpointError for a network that no reference program can build.
+    """
+    if network.image_skip:
+        raise CheckpointError("network.image_skip=true has no official form: use --format safetensors")
+    state = full_state(network)
+    if network.scale == 1:
+        return {"params": state}
+    return {"model_state_dict": {f"module.{key}": value for key, value in state.items()}}
+
+
 def full_state(network: nn.Module) -> dict[str, Tensor]:
     """The network's weights and, where it has them, the derived buffers, in the order of the official files."""
-    derived = network.derived_buffers() if isinstance(network, SwinIR) else {}
-    state: dict[str, Tensor] = {}
+    derived = network.derived_buffers() if isinstance(network, SwinIR | ELAN) else {}
+    state: dict[str, Tensor] = {k: derived.pop(k) for k in list(derived) if k.startswith(("sub_mean.", "add_mean."))}
     for key, value in network.state_dict().items():
-        block = key.removesuffix(".norm1.weight")
-        state |= {k: derived.pop(k) for k in [f"{block}.attn_mask"] if k in derived}
+        before = (f"{key.removesuffix('.norm1.weight')}.attn_mask", f"{key.removesuffix('.conv1x1.weight')}.weight")
+        state |= {k: derived.pop(k) for k in before if k in derived}
         state[key] = value.contiguous()
         index = key.removesuffix("_bias_table") + "_index"
         state |= {k: derived.pop(k) for k in [index] if k in derived}
@@ -142,7 +173,10 @@ class Family(NamedTuple):
     write: Callable[[Any], dict[str, Any]]
 
 
-FAMILIES = {"swinir": Family(SwinIR, recognise_swinir, write_swinir)}
+FAMILIES = {
+    "swinir": Family(SwinIR, recognise_swinir, write_swinir),
+    "elan": Family(ELAN, recognise_elan, write_elan),
+}
 
 
 def recognise(state: Mapping[str, Tensor]) -> Recognised:

@@ -28,7 +28,13 @@ from models.families import FAMILIES, Arguments, CheckpointError, Recognised, cl
 
 Which = Literal["ema", "network"]
 
-DERIVED = (".attn_mask", ".relative_position_index")  # endings of keys that follow from the configuration
+# Endings of keys that follow from the configuration: of SwinIR and of ELAN.
+DERIVED = (
+    ".attn_mask",
+    ".relative_position_index",
+    ".shift_conv.weight",
+    *(f"{n}_mean.{k}" for n in ("sub", "add") for k in ("weight", "bias")),
+)
 # Objects of training frameworks that files hold beside their weights; they are passed over, and nothing of theirs is run.
 FRAMEWORKS = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "omegaconf.", "argparse.Namespace")
 WRAPPERS = ("params_ema", "params", "state_dict", "model_state_dict")  # where official files keep a state dict
@@ -192,7 +198,7 @@ def load_into(
     """Put the weights of a file, a run folder or a state dict into a network; this is what `init.ckpt` does.
 
     Tensors are copied whole: a shape that differs is never cut, and a dtype only ever widened (float16 to float32).
-    Keys that follow from the configuration (attention masks, position indices) count neither as missing nor unexpected.
+    Keys that follow from the configuration (attention masks, shift kernels) count neither as missing nor unexpected.
 
     Args:   strict: anything but a full match raises, before the network is touched; False loads what matches.
     Raises: CheckpointError with the counts and first keys; also when nothing matches at all. And what `read` raises.
@@ -213,7 +219,8 @@ def load_into(
     if not matched or (strict and not report.complete):
         way_out = "init.strict=false loads what matches" if matched else "is it a file of another network?"
         raise CheckpointError(f"{where} does not fit {type(network).__name__}: {report}; {way_out}")
-    network.load_state_dict({key: state[key] for key in matched}, strict=False)
+    derived = {key: value for key, value in loaded.items() if key.endswith(DERIVED)}  # a network may check and drops them
+    network.load_state_dict({key: state[key] for key in matched} | derived, strict=False)
     return report
 
 

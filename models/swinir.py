@@ -81,6 +81,7 @@ class SwinIR(nn.Module):
             raise ValueError(f"network.upsampler='' keeps the size: upscale={upscale} and unshuffle={unshuffle} must be 1")
         self.img_size, self.unshuffle, self.upscale, self.img_range = img_size, unshuffle, upscale, img_range
         self.window_size = min(window_size, img_size)
+        self.multiple = self.window_size * unshuffle  # of a side, to which images are padded
         self.shift = 0 if img_size <= window_size else window_size // 2
         self.image_skip = image_skip
         self.gradient_checkpointing = gradient_checkpointing
@@ -149,7 +150,7 @@ class SwinIR(nn.Module):
         return restored[..., : height * self.upscale // self.unshuffle, : width * self.upscale // self.unshuffle]
 
     def _pad(self, lq: Tensor) -> Tensor:
-        multiple = self.window_size * self.unshuffle
+        multiple = self.multiple
         bottom, right = -lq.shape[-2] % multiple, -lq.shape[-1] % multiple
         if bottom >= lq.shape[-2] or right >= lq.shape[-1]:
             raise ValueError(

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Annotated
 
 import torch
+import torch.nn.functional as F
 from annotated_types import Ge
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
@@ -16,10 +17,20 @@ class Validation(nn.Module):
     Args: lpips: makes the perceptual distance; where its backbone's weights are missing the metric is left out and
               `lpips_missing` says why.
           pictures: how many images are kept as rows LQ | restored | HQ.
+          luma, border_px: PSNR and SSIM of the luma (`luma_of`), and without a border, as papers on super-resolution have
+              them; False and 0: of RGB and of whole images.
     """
 
-    def __init__(self, *, lpips: Callable[[], nn.Module] | None, pictures: Annotated[int, Ge(0)]) -> None:
+    def __init__(
+        self,
+        *,
+        lpips: Callable[[], nn.Module] | None,
+        pictures: Annotated[int, Ge(0)],
+        luma: bool,
+        border_px: Annotated[int, Ge(0)],
+    ) -> None:
         super().__init__()
+        self.luma, self.border_px = luma, border_px
         self.lpips: nn.Module | None = None
         self.lpips_missing = "validation.lpips=null"
         if lpips is not None:
@@ -49,19 +60,29 @@ class Validation(nn.Module):
 
     @torch.no_grad()
     def update(self, *, restored: Tensor, lq: Tensor, hq: Tensor) -> None:
-        """Adds a batch; all (b, 3, h, w) in [0, 1]."""
+        """Adds a batch; all (b, 3, h, w) in [0, 1]. A smaller LQ is enlarged (bicubic) to be compared and shown."""
         with torch.autocast(hq.device.type, enabled=False):  # SSIM's variances cancel in bf16
             self._update(restored.float(), lq.float().clamp(0, 1), hq.float())
 
     def _update(self, restored: Tensor, lq: Tensor, hq: Tensor) -> None:
+        if lq.shape != hq.shape:
+            lq = F.interpolate(lq, size=hq.shape[-2:], mode="bicubic").clamp(0, 1)
+        check_scale(restored, hq)
         for image, of in ((restored, ""), (lq, "_lq")):
-            self.metrics[f"psnr{of}"].update(image, hq)
-            self.metrics[f"ssim{of}"].update(image, hq)
+            compared, with_ = self._compared(image), self._compared(hq)
+            self.metrics[f"psnr{of}"].update(compared, with_)
+            self.metrics[f"ssim{of}"].update(compared, with_)
             if self.lpips:
                 for one, target in zip(image.split(1), hq.split(1), strict=True):  # the mean weighs images, not batches
                     self.metrics[f"lpips{of}"].update(self.lpips(one, target))
         rows = torch.cat([lq, restored, hq], dim=-1)
         self._rows += rows[: self.pictures - len(self._rows)].cpu()
+
+    def _compared(self, image: Tensor) -> Tensor:
+        """The part of an image that PSNR and SSIM see."""
+        border = self.border_px
+        image = image[..., border : image.shape[-2] - border, border : image.shape[-1] - border]
+        return luma_of(image) if self.luma else image
 
     def compute(self) -> dict[str, Tensor]:
         """Metric -> mean over all ranks: psnr, psnr_lq, ssim, ssim_lq and, where its weights are there, lpips, lpips_lq."""
@@ -71,3 +92,18 @@ class Validation(nn.Module):
         """(3, rows * h, 3 * w) in [0, 1]: LQ | restored | HQ, one row an image; only rows of the first row's size."""
         same = [row for row in self._rows if row.shape == self._rows[0].shape]
         return torch.cat(same, dim=-2) if same else None
+
+
+def check_scale(restored: Tensor, hq: Tensor) -> None:
+    """Raises ValueError where the network's output is not of the HQ's size."""
+    if restored.shape != hq.shape:
+        raise ValueError(
+            f"the network makes {tuple(restored.shape[-2:])} where the HQ is {tuple(hq.shape[-2:])}: choose a network of the "
+            "scale of the data, or data whose LQ and HQ are of one size"
+        )
+
+
+def luma_of(image: Tensor) -> Tensor:
+    """(b, 3, h, w) RGB in [0, 1] to (b, 1, h, w) in [16, 235] / 255: Y of ITU-R BT.601, as MATLAB's rgb2ycbcr."""
+    weights = image.new_tensor([65.481, 128.553, 24.966]).view(1, 3, 1, 1) / 255
+    return (image * weights).sum(1, keepdim=True) + 16 / 255

@@ -61,7 +61,10 @@ MISTAKES = [
     ("task=adversarial adversary=unet_sn adversary.start_stp=3", "did you mean adversary.start_step?"),
     ("task=adversarial adversary=unet_sn adversary.steps_per_update=0", "Input should be greater than or equal to 1"),
     ("task=adversarial adversary=unet_sn adversary.discriminators.image.network.num_fet=4", "num_feat?"),
-    (f"+loss.terms.gan={GAN}", "loss.terms.gan needs ['fake_logits'], but RegressionTask offers only ['hq', 'lq', 'restored']"),
+    (
+        f"+loss.terms.gan={GAN}",
+        "needs ['fake_logits'], but RegressionTask offers only ['has_negative', 'hq', 'lq', 'negative', 'restored']",
+    ),
     (
         f"task=adversarial adversary=unet_sn +loss.terms.gan={GAN.replace('image', 'eyes')}",
         "loss.terms.gan.of=eyes: there is no",

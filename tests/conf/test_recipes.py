@@ -26,8 +26,8 @@ def names(group: str) -> list[str]:
 
 TOY = [*TINY_NETWORK, *TINY_DATA, *TINY_RUN, "trainer.accelerator=cpu", "trainer.devices=1", "trainer.precision=32-true"]
 CASES = [
-    *(("model", name) for name in names("model")),
-    *(("experiment", name) for name in names("experiment") if "dtbfr" not in name),  # need weights: tests below
+    *(("model", name) for name in names("model") if "elan" not in name),  # tests below
+    *(("experiment", name) for name in names("experiment") if "dtbfr" not in name and "elan" not in name),  # tests below
     *(("loss", name) for name in names("loss") if "lpips" not in name and "vgg" not in name),
     *(("adversary", name) for name in names("adversary")),
     *(("degradation", name) for name in names("degradation")),
@@ -43,8 +43,8 @@ def test_nothing_is_overlooked() -> None:
         group: len(names(group))
         for group in ("model", "experiment", "loss", "data", "network", "trainer", "logger", "adversary")
     }
-    assert found == {"model": 1, "experiment": 6, "loss": 8, "data": 7, "network": 2, "trainer": 6, "logger": 3, "adversary": 2}
-    assert len(CASES) == 1 + 4 + 4 + 2 + 13 + 3 + 4 + 2 + 3
+    assert found == {"model": 4, "experiment": 7, "loss": 8, "data": 9, "network": 7, "trainer": 6, "logger": 3, "adversary": 2}
+    assert len(CASES) == 1 + 4 + 4 + 2 + 15 + 3 + 4 + 2 + 3
 
 
 @pytest.mark.parametrize(("group", "name"), CASES, ids=["=".join(case) for case in CASES])
@@ -74,6 +74,102 @@ def test_a_choice_trains_two_updates(cli: Cli, tmp_path: Path, monkeypatch: pyte
     assert any(key.startswith("network.") for key in state)
     assert all(torch.isfinite(value).all() for value in state.values())
     assert OmegaConf.load(run / "config.yaml")["trainer"]["max_steps"] == 2
+
+
+TINY_ELAN = [
+    "network.m_elan=2",
+    "network.c_elan=15",
+    *TINY_RUN,
+    "data.num_workers=0",
+    "data.batch_size=2",
+    "validation.lpips=null",
+]
+
+
+@pytest.mark.parametrize("name", ["model=elan_df2k", "model=elan_light_df2k"])
+def test_a_x4_elan_trains_two_updates(cli: Cli, tmp_path: Path, name: str) -> None:
+    lq = write_photographs(tmp_path / "X4", count=4, size=32)
+    for file in lq.iterdir():
+        file.rename(file.with_stem(f"{file.stem}x4"))  # DIV2K's names
+    hq = write_photographs(tmp_path / "HR", count=4, size=128)
+    paths = [f"data.root={lq}", f"data.target_root={hq}", "data.size=64", "data.val_images=2"]
+    code, printed = cli(name, *TINY_ELAN, *paths)
+    assert code == 0, printed
+    (run,) = (folder for folder in (tmp_path / "runs").iterdir() if folder.is_dir())
+    row = read_rows(run / "metrics.csv")[-1]
+    assert row["val/psnr"]
+    assert float(row["val/psnr_lq"]) > 20, "the LQ, enlarged"
+    code, printed = cli(name, *TINY_ELAN, *paths, "network.scale=2", "name=other")
+    assert code == 1
+    assert "the network makes (32, 32) where the HQ is (64, 64): choose a network of the scale of the data" in printed
+
+
+@pytest.mark.parametrize("name", ["model=elan_enhance", "experiment=fustar_elan"])
+def test_an_enhancing_elan_trains_two_updates(cli: Cli, tmp_path: Path, random_weights: Path, name: str) -> None:
+    hq = write_photographs(tmp_path / "HR", count=4, size=80)
+    small = ["data.size=32", "data.val_size=64", "data.val_images=2", "adversary.discriminators.image.network.num_feat=4"]
+    code, printed = cli(name, *TINY_ELAN, f"data.root={hq}", *small, f"weights.dir={random_weights}")
+    assert code == 0, printed
+
+
+def test_elan_has_the_published_numbers(cli: Cli) -> None:
+    """RECIPES, elan and hggt_elan."""
+    for name, size, batch, epoch in (("elan_df2k", 192, 32, 2000), ("elan_light_df2k", 256, 64, 1000)):
+        code, printed = cli(f"model={name}", "--cfg", "job", "--resolve")
+        assert code == 0, printed
+        config = OmegaConf.create(printed)
+        body = (36, 180, 0) if name == "elan_df2k" else (24, 60, 1)
+        assert (config.network.m_elan, config.network.c_elan, config.network.n_share) == body
+        assert (config.network.scale, config.network.img_range, config.network.r_expand) == (4, 255, 2)
+        assert (config.data.size, config.data.batch_size, config.trainer.max_steps) == (size, batch, 1000 * epoch)
+        assert list(config.schedule.milestones) == [epoch * n for n in (250, 400, 450, 475, 500)]
+        assert (config.schedule.gamma, config.optimizer.lr, list(config.optimizer.betas)) == (0.5, 2e-4, [0.9, 0.999])
+        assert (config.loss.terms.l1.weight, config.ema_decay, config.data.hflip_prob) == (255, None, 0)
+        assert (config.validation.luma, config.validation.border_px) == (True, 4)
+        assert config.augmentation.transforms.turn._target_ == "albumentations.D4"
+    for name, betas in (("model=elan_enhance", [0.9, 0.99]), ("experiment=fustar_elan", [0.9, 0.999])):
+        code, printed = cli(name, "--cfg", "job", "--resolve")
+        assert code == 0, printed
+        config = OmegaConf.create(printed)
+        image = config.adversary.discriminators.image
+        assert (config.network.scale, config.network.m_elan, config.network.c_elan, config.network.n_share) == (1, 36, 180, 0)
+        assert [list(each.betas) for each in (config.optimizer, image.optimizer)] == [betas, betas]
+        assert (config.optimizer._target_, config.optimizer.lr, image.optimizer.lr) == ("torch.optim.Adam", 1e-4, 1e-4)
+        assert (config.optimizer.eps, config.optimizer.weight_decay, image.optimizer.weight_decay) == (1e-8, 0, 0)
+        assert [list(each.milestones) for each in (config.schedule, image.schedule)] == [[200_000], [200_000]]
+        assert (config.trainer.max_steps, config.data.size, config.data.batch_size, config.ema_decay) == (300_000, 96, 4, None)
+        assert {key: term.weight for key, term in config.loss.terms.items()} == {"l1": 1, "vgg": 1, "gan": 0.1}
+        assert (config.loss.terms.gan.kind, image.network.num_feat, config.adversary.start_step) == ("vanilla", 64, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "blur", "noise", "poisson"),
+    [("hggt", [0.1, 0.5], [6.5, 13], [0.45, 0.9]), ("hggt_04", [0.5, 1], [0.5, 6.5], [0.05, 0.45])],
+)
+def test_hggt_has_the_published_numbers(
+    cli: Cli, name: str, blur: list[float], noise: list[float], poisson: list[float]
+) -> None:
+    code, printed = cli("model=elan_enhance", f"degradation={name}", "--cfg", "job", "--resolve")
+    assert code == 0, printed
+    operators = OmegaConf.create(printed).degradation.operators
+    assert operators.blur.probs == {"iso": pytest.approx(0.9 * 0.7), "aniso": pytest.approx(0.9 * 0.3), "sinc": 0.1}
+    for way, isotropic in (("iso", 1), ("aniso", 0)):
+        kernel = operators.blur.ways[way].blur
+        assert (list(kernel.kernel_size_px), list(kernel.sigma_px), kernel.isotropic_prob) == ([3, 7], blur, isotropic)
+    assert list(operators.blur.ways.sinc.blur.kernel_size_px) == [3, 7]
+    for filter_, way in operators.resized.ways.items():
+        assert (way.resize.up_prob, way.resize.down_prob, list(way.resize.up), list(way.resize.down)) == (
+            0.1,
+            0.85,
+            [1, 1.1],
+            [0.9, 1],
+        )
+        assert (list(way.resize.filters), way.back.filter) == ([filter_], filter_)
+        assert list(way.noise.ways.gaussian.noise.sigma_255) == noise
+        assert list(way.noise.ways.poisson.noise.scale) == poisson
+        assert way.noise.probs == {"gaussian": 0.5, "poisson": 0.5}
+        assert way.noise.ways.gaussian.noise.grey_prob == way.noise.ways.poisson.noise.grey_prob == 0.1
+        assert list(way.jpeg.quality) == [80, 95]
 
 
 @pytest.mark.parametrize("trainer", names("trainer"))

@@ -69,7 +69,7 @@ def task(
         optimizer=optimizer,
         schedule=schedule,
         ema_decay=ema_decay,
-        validation=Validation(lpips=None, pictures=0),
+        validation=Validation(lpips=None, pictures=0, luma=False, border_px=0),
     )
     made.config = {"seed": 0}
     return made

@@ -1,8 +1,10 @@
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from train.validation import Validation
+from train.validation import Validation, luma_of
 
 
 class Distance(nn.Module):
@@ -11,7 +13,7 @@ class Distance(nn.Module):
 
 
 def test_means_over_images_by_hand() -> None:
-    validation = Validation(lpips=Distance, pictures=2)
+    validation = Validation(lpips=Distance, pictures=2, luma=False, border_px=0)
     hq = torch.full((3, 3, 16, 16), 0.5)
     lq = hq + 0.1  # 20 dB each
     restored = hq + torch.tensor([0.01, 0.1, 0.001]).view(3, 1, 1, 1)  # 40, 20 and 60 dB: 40 dB on average
@@ -31,11 +33,35 @@ def test_means_over_images_by_hand() -> None:
     assert validation.strip() is None
 
 
+def test_a_smaller_lq_is_enlarged_and_luma_and_border_are_as_in_papers() -> None:
+    hq = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    restored = hq.clone()
+    restored[..., :4, :] = 0  # in the border
+    restored[:, 2, 8:24, 8:24] += 0.1  # blue, which luma hardly sees
+    validation = Validation(lpips=None, pictures=1, luma=True, border_px=4)
+    validation.update(restored=restored, lq=hq[..., ::4, ::4], hq=hq)
+    error = (0.1 * 24.966 / 255) ** 2 * 16**2 / 24**2
+    assert validation.compute()["psnr"].item() == pytest.approx(-10 * math.log10(error), rel=1e-4)
+    strip = validation.strip()
+    assert strip is not None
+    assert strip.shape == (3, 32, 96)
+    white = luma_of(torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).expand(2, 3, 1, 1))
+    assert white.flatten().tolist() == pytest.approx([16 / 255, 235 / 255], abs=1e-4)
+
+
+def test_a_network_of_another_scale_is_refused() -> None:
+    validation = Validation(lpips=None, pictures=0, luma=False, border_px=0)
+    with pytest.raises(
+        ValueError, match=r"the network makes \(32, 32\) where the HQ is \(16, 16\): choose a network of the scale"
+    ):
+        validation.update(restored=torch.zeros(1, 3, 32, 32), lq=torch.zeros(1, 3, 8, 8), hq=torch.zeros(1, 3, 16, 16))
+
+
 def test_lpips_without_weights_is_left_out_with_the_reason() -> None:
     def missing() -> nn.Module:
         raise FileNotFoundError("alexnet.pth does not exist")
 
-    validation = Validation(lpips=missing, pictures=0)
+    validation = Validation(lpips=missing, pictures=0, luma=False, border_px=0)
     validation.update(restored=torch.zeros(1, 3, 16, 16), lq=torch.zeros(1, 3, 16, 16), hq=torch.ones(1, 3, 16, 16))
     assert set(validation.compute()) == {"psnr", "psnr_lq", "ssim", "ssim_lq"}
     assert validation.lpips_missing == "alexnet.pth does not exist"
@@ -46,7 +72,7 @@ def test_mixed_precision_does_not_touch_the_metrics() -> None:
     restored = hq + 0.005 * torch.randn(hq.shape, generator=torch.Generator().manual_seed(1))
     values = []
     for enabled in (False, True):
-        validation = Validation(lpips=None, pictures=0)
+        validation = Validation(lpips=None, pictures=0, luma=False, border_px=0)
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             validation.update(restored=restored, lq=hq, hq=hq)
         values.append({name: value.item() for name, value in validation.compute().items()})
