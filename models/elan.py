@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from annotated_types import Ge, Gt, Interval, MinLen
 from torch import Tensor, nn
 
+from models.reorder import Reorder
+
 RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K; a constant of the architecture
 
 Positive = Annotated[int, Ge(1)]
@@ -288,20 +290,6 @@ def window_orders(h: int, w: int, windows: list[int], device: torch.device) -> O
             order = rolled.view(h // window, window, w // window, window).transpose(1, 2).flatten()
             orders[window, shifted] = order, torch.empty_like(order).scatter_(0, order, pixels)
     return orders
-
-
-class Reorder(torch.autograd.Function):
-    """x[:, order] for a permutation; the gradient is x[:, inverse], not the slow scattered sum of index_select."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-        ctx.save_for_backward(inverse)
-        return x.index_select(1, order)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        (inverse,) = ctx.saved_tensors
-        return gradient.index_select(1, inverse), None, None
 
 
 def _drop_constants(network: ELAN, state: dict[str, Any], prefix: str, *_: object) -> None:

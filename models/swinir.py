@@ -12,6 +12,8 @@ from annotated_types import Ge, Gt, Interval, MinLen
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from models.reorder import Reorder
+
 RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K; a constant of the architecture, not in the state dict
 MASKED = -100.0  # the official additive mask; not -inf
 
@@ -325,20 +327,6 @@ def shift_windows(h: int, w: int, window: int, shift: int, device: torch.device)
     moved = to_windows(rows.roll((-shift, -shift), dims=(1, 2)), window).flatten()
     order = plain.argsort()[moved]
     return Shift(order, order.argsort(), shift_mask(h, w, window, shift, device))
-
-
-class Reorder(torch.autograd.Function):
-    """x[:, order] for a permutation; the gradient is x[:, inverse], not the slow scattered sum of index_select."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-        ctx.save_for_backward(inverse)
-        return x.index_select(1, order)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        (inverse,) = ctx.saved_tensors
-        return gradient.index_select(1, inverse), None, None
 
 
 def to_windows(x: Tensor, window: int) -> Tensor:

@@ -6,13 +6,14 @@ import pytest
 
 
 @pytest.fixture
-def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
-    """train.py's main in this process, in an empty folder: arguments in, (exit code, everything printed) out."""
-    from train.cli import main
+def command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str]]:
+    """A script's main in this process, in an empty folder: main and arguments in, (exit code, everything printed) out."""
 
-    def call(*arguments: str) -> tuple[int, str]:
+    def call(main: Callable[[], None], *arguments: str) -> tuple[int, str]:
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+        monkeypatch.setattr(sys, "argv", ["script.py", *arguments])
         capfd.readouterr()
         try:
             main()
@@ -23,3 +24,11 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
         return code, printed.out + printed.err
 
     return call
+
+
+@pytest.fixture
+def cli(command: Callable[..., tuple[int, str]]) -> Callable[..., tuple[int, str]]:
+    """train.py: arguments in, (exit code, everything printed) out."""
+    from train.cli import main
+
+    return lambda *arguments: command(main, *arguments)

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,19 +16,13 @@ from models.families import full_state
 from tests.toy import ROOT, write_photographs
 from train.restore import main
 
+Cli = Callable[..., tuple[int, str]]
 TINY = {"m_elan": 2, "c_elan": 15, "n_share": 0, "r_expand": 2, "window_sizes": [4, 8, 16], "img_range": 255.0}
 
 
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
-    monkeypatch.setattr(sys, "argv", ["restore.py", *arguments])
-    capsys.readouterr()
-    try:
-        main()
-        code = 0
-    except SystemExit as ended:
-        code = int(ended.code or 0)
-    printed = capsys.readouterr()
-    return code, printed.out + printed.err
+@pytest.fixture
+def restore(command: Cli) -> Cli:
+    return lambda *arguments: command(main, *arguments)
 
 
 @pytest.fixture
@@ -37,10 +32,10 @@ def elan(tmp_path: Path) -> Path:
     return tmp_path / "elan.pth"
 
 
-def test_a_folder(elan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder(elan: Path, tmp_path: Path, restore: Cli) -> None:
     photographs = write_photographs(tmp_path / "in" / "deep", count=3, size=80)
     arguments = [f"ckpt={elan}", f"input={photographs.parent}", f"output={tmp_path / 'out'}", "tile_px=48", "overlap_px=16"]
-    code, printed = call(monkeypatch, capsys, *arguments)
+    code, printed = restore(*arguments)
     assert code == 0, printed
     assert printed.startswith(f"3 of 3 images restored into {tmp_path / 'out'}, ")
     made = sorted((tmp_path / "out" / "deep").iterdir())
@@ -48,9 +43,9 @@ def test_a_folder(elan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     assert np.asarray(Image.open(made[0])).shape == (80, 80, 3)
     made[1].unlink()
     before = made[0].stat().st_mtime_ns
-    assert call(monkeypatch, capsys, *arguments)[1].startswith("1 of 3 images restored"), "it goes on where it ended"
+    assert restore(*arguments)[1].startswith("1 of 3 images restored"), "it goes on where it ended"
     assert made[0].stat().st_mtime_ns == before
-    assert call(monkeypatch, capsys, *arguments, "overwrite=true")[1].startswith("3 of 3")
+    assert restore(*arguments, "overwrite=true")[1].startswith("3 of 3")
 
 
 def test_one_image_through_the_script(elan: Path, tmp_path: Path) -> None:
@@ -61,13 +56,11 @@ def test_one_image_through_the_script(elan: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "00.png").is_file()
 
 
-def test_bad_images_are_named_and_the_rest_is_done(
-    elan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_images_are_named_and_the_rest_is_done(elan: Path, tmp_path: Path, restore: Cli) -> None:
     photographs = write_photographs(tmp_path / "in", count=2)
     (photographs / "00.png").write_bytes(b"not a picture")
     Image.fromarray(np.zeros((5, 5, 3), dtype=np.uint8)).save(photographs / "tiny.png")
-    code, printed = call(monkeypatch, capsys, f"ckpt={elan}", f"input={photographs}", f"output={tmp_path / 'out'}")
+    code, printed = restore(f"ckpt={elan}", f"input={photographs}", f"output={tmp_path / 'out'}")
     assert code == 1
     assert "1 of 3 images restored" in printed
     assert f"error: {photographs / '00.png'}" in printed
@@ -92,17 +85,15 @@ def test_mistakes(
     says: str,
     elan: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    restore: Cli,
 ) -> None:
     photos = write_photographs(tmp_path / "photos", count=1)
     twins = tmp_path / "twins"
     twins.mkdir()
     for name in ("a.png", "a.jpg"):
         Image.open(photos / "00.png").save(twins / name)
-    monkeypatch.chdir(tmp_path)
     places = {"elan": elan, "here": tmp_path, "photos": photos, "twins": twins}
-    code, printed = call(monkeypatch, capsys, *(argument.format(**places) for argument in arguments))
+    code, printed = restore(*(argument.format(**places) for argument in arguments))
     assert code == 1
     assert re.search(says, printed), printed
     assert "Traceback" not in printed

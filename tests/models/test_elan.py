@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.elan import PlainELAN
-from models.elan import ELAN, Moved, Reorder, window_orders
+from models.elan import ELAN, Moved, window_orders
 from models.families import full_state, write_elan
 from models.official import CheckpointError, build, export, load_into
+from models.reorder import Reorder
 from tests.parity import fill
 
 TINY: dict[str, Any] = {
