@@ -11,6 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
+from data.images import to_tensor
+from models.codeformer import CodeFormer
 from models.elan import ELAN
 from models.families import full_state
 from tests.toy import ROOT, write_photographs
@@ -54,6 +56,26 @@ def test_one_image_through_the_script(elan: Path, tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "out" / "00.png").is_file()
+
+
+def test_codeformer_at_several_w(tmp_path: Path, restore: Cli) -> None:
+    torch.manual_seed(0)
+    small = {"img_size": 16, "nf": 32, "ch_mult": [1, 2], "res_blocks": 1, "attn_resolutions": [8], "codebook_size": 24}
+    network = CodeFormer(
+        **small, emb_dim=8, dim_embd=16, n_head=8, n_layers=1, connect_list=[8, 16], fix_modules=["quantize", "generator"]
+    ).eval()
+    torch.save({"params_ema": network.state_dict()}, tmp_path / "codeformer.pth")
+    photo = write_photographs(tmp_path / "in", count=1, size=16) / "00.png"
+    code, printed = restore(f"ckpt={tmp_path / 'codeformer.pth'}", f"input={photo}", "output=out", "w=[0,0.5,1]")
+    assert code == 0, printed
+    strip = to_tensor(np.asarray(Image.open(tmp_path / "out" / "00.png")))
+    with torch.no_grad():
+        lq = to_tensor(np.asarray(Image.open(photo)))[None]
+        each = [network(lq, w=w, adain=True).restored[0].clamp(0, 1) for w in (0, 0.5, 1)]
+    torch.testing.assert_close(strip, torch.cat(each, dim=-1), rtol=0, atol=0.51 / 255)
+    code, printed = restore(f"ckpt={tmp_path / 'codeformer.pth'}", f"input={photo}", "output=out2", "w=-1")
+    assert code == 1
+    assert "w=-1.0: fidelity is 0 or more" in printed
 
 
 def test_bad_images_are_named_and_the_rest_is_done(elan: Path, tmp_path: Path, restore: Cli) -> None:

@@ -1,10 +1,13 @@
 """Inference: a folder of images through a trained network, into a folder of PNGs."""
 
+import inspect
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import torch
 from omegaconf import MISSING, OmegaConf
@@ -28,6 +31,7 @@ HELP = """python restore.py ckpt=FILE input=DIR output=DIR [KEY=VALUE …]
                 command goes on when given again
   overwrite     false; true makes them all again
   which         of a run: ema or network; left out, the EMA where there is one
+  w             0.5: CodeFormer's fidelity, from 0 (codes alone) to 1; w=[0,0.5,1] writes a strip of pictures, one for each
   tile_px       512: larger images go through in tiles of this side
   overlap_px    64: of neighbouring tiles
   device        auto: cuda where there is one, else cpu
@@ -41,6 +45,7 @@ class Options:
     output: str = MISSING
     overwrite: bool = False
     which: str | None = None
+    w: list[float] = field(default_factory=lambda: [0.5])
     tile_px: int = 512
     overlap_px: int = 64
     device: str = "auto"
@@ -61,13 +66,14 @@ def main() -> None:
 
 def options_of(arguments: list[str]) -> Options:
     """KEY=VALUE arguments. Raises ValueError: an unknown key, a value of the wrong kind, or one that is missing."""
-    known = [field.name for field in fields(Options)]
+    known = [each.name for each in fields(Options)]
     for argument in arguments:
         key, equals, _ = argument.partition("=")
         if key not in known or not equals:
             raise ValueError(f"{argument}: give KEY=VALUE with a key of {', '.join(known)}{nearest(key, known)}")
+    listed = [f"w=[{each.removeprefix('w=').strip('[]')}]" if each.startswith("w=") else each for each in arguments]
     try:
-        options = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Options), OmegaConf.from_dotlist(arguments)))
+        options = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Options), OmegaConf.from_dotlist(listed)))
     except OmegaConfBaseException as error:
         key = error.full_key or "ckpt"
         missing = f"{key} is not set: give ckpt=FILE input=DIR output=DIR"
@@ -118,7 +124,7 @@ def open_input(path: str) -> Files:
 
 
 def restorer(options: Options) -> tuple[Callable[[Tensor], Tensor], torch.device]:
-    """(1, 3, h, w) in [0, 1] to the restored image, and the device it wants its input on."""
+    """(1, 3, h, w) in [0, 1] to the restored image, or to a strip of one for each w; and the device it wants its input on."""
     name = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
     try:
         device = torch.device(name)
@@ -127,10 +133,18 @@ def restorer(options: Options) -> tuple[Callable[[Tensor], Tensor], torch.device
         raise ValueError(f"device={name} can't be used: {str(error).partition(chr(10))[0]}; give device=cpu or cuda") from error
     network: nn.Module = official.build(options.ckpt, options.which).to(device)  # type: ignore[arg-type]
     multiple = int(getattr(network, "multiple", 1))
+    tiles = {"tile_px": options.tile_px, "overlap_px": options.overlap_px, "multiple": multiple}
+    takes_w = "w" in inspect.signature(network.forward).parameters
+    ways: list[dict[str, Any]] = [{"w": w, "adain": True} for w in options.w] if takes_w else [{}]
+
+    def restored(lq: Tensor, way: dict[str, Any]) -> Tensor:
+        made = network(lq, **way)
+        return made if isinstance(made, Tensor) else made.restored
 
     @torch.inference_mode()
     def restore(lq: Tensor) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=options.bf16):
-            return restore_tiled(network, lq, tile_px=options.tile_px, overlap_px=options.overlap_px, multiple=multiple).float()
+            strip = [restore_tiled(partial(restored, way=way), lq, **tiles) for way in ways]
+        return torch.cat(strip, dim=-1).float()
 
     return restore, device

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.codeformer import CodeFormer, Fusion, SelfAttention, adaptive_instance_normalization
+from models.official import build, export, recognise
 from models.vqgan import VQAutoEncoder
 from tests.parity.cases import folders, manifest, manifests_in
 from tests.parity.codeformer import codeformer_arguments
@@ -70,6 +71,19 @@ def test_the_official_keys(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {key: list(value.shape) for key, value in network.state_dict().items()} == official["state_dict"]
     assert sum(p.numel() for p in network.parameters()) == official["n_params"]
     assert sum(p.numel() for p in network.parameters() if p.requires_grad) == official["n_params_trainable"]
+    found = recognise(network.state_dict())
+    fixed = {"fix_modules": ["quantize", "generator"]}  # which no file tells
+    assert (found.family, found.arguments) == ("codeformer", codeformer_arguments(official["config"]) | fixed)
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    network = tiny(n_head=8).eval()
+    torch.save({"params_ema": network.state_dict()}, tmp_path / "given.pth")
+    export(tmp_path / "given.pth", tmp_path / "out.pth", "official")
+    assert list(torch.load(tmp_path / "out.pth", weights_only=True)) == ["params_ema"]
+    again, lq = build(tmp_path / "out.pth"), image()
+    with torch.no_grad():
+        assert torch.equal(again(lq, w=0.5, adain=True).restored, network(lq, w=0.5, adain=True).restored)
 
 
 @pytest.mark.parametrize("w", [0, 0.5, 1.3])

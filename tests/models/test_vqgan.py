@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.official import recognise
 from models.vqgan import Attention, Downsample, GroupNorm, ResBlock, Upsample, VectorQuantizer, VQAutoEncoder, perplexity
 from tests.parity.cases import folders, manifest, manifests_in
 from tests.parity.codeformer import autoencoder_arguments
@@ -45,6 +46,8 @@ def test_the_official_keys(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     network = VQAutoEncoder(**autoencoder_arguments(official["config"]))
     assert {key: list(value.shape) for key, value in network.state_dict().items()} == official["state_dict"]
     assert sum(p.numel() for p in network.parameters()) == official["n_params"]
+    found = recognise(network.state_dict())
+    assert (found.family, found.arguments) == ("vqgan", autoencoder_arguments(official["config"]))
 
 
 @pytest.mark.parametrize("size", [(32, 32), (2, 2), (34, 50)])
