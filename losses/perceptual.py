@@ -10,6 +10,7 @@ from torch import Tensor
 from losses.frozen import Frozen
 from losses.weighted import Loss, Weight
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FIRST_LAYERS = {"vgg": (64, 3, 3, 3), "alex": (64, 3, 11, 11)}
 
 
@@ -18,6 +19,8 @@ class LPIPS(Loss):
 
     Args:   net: the backbone, "vgg" (used for training) or "alex" (used for scoring).
             reduction: over the images of a batch; "sum" is what DT-BFR's code does.
+            imagenet_first: normalises the images by ImageNet's mean and deviation before LPIPS does so itself, as
+                CodeFormer's code does by mistake.
             backbone: gives torchvision's ImageNet weights for it (models.weights.state_dict). The linear layers on top come
                 with the package.
     Raises: ValueError when the backbone's weights are of another network.
@@ -30,9 +33,10 @@ class LPIPS(Loss):
         net: Literal["vgg", "alex"],
         reduction: Literal["mean", "sum"],
         backbone: Callable[[], dict[str, Tensor]],
+        imagenet_first: bool = False,
     ) -> None:
         super().__init__(weight=weight)
-        self.reduction = reduction
+        self.reduction, self.imagenet_first = reduction, imagenet_first
         state = backbone()
         first = tuple(state["features.0.weight"].shape) if "features.0.weight" in state else None
         if first != FIRST_LAYERS[net]:
@@ -52,5 +56,17 @@ class LPIPS(Loss):
         self.metric = Frozen(metric)
 
     def forward(self, restored: Tensor, hq: Tensor) -> Tensor:
-        distances = self.metric(2 * restored.to(hq.dtype) - 1, 2 * hq - 1).float()
+        prepared = imagenet_normalised if self.imagenet_first else signed
+        distances = self.metric(prepared(restored.to(hq.dtype)), prepared(hq)).float()
         return distances.mean() if self.reduction == "mean" else distances.sum()
+
+
+def signed(image: Tensor) -> Tensor:
+    """[0, 1] to [-1, 1]."""
+    return 2 * image - 1
+
+
+def imagenet_normalised(image: Tensor) -> Tensor:
+    """(b, 3, h, w) in [0, 1], less ImageNet's mean, over its deviation."""
+    mean, deviation = (image.new_tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return (image - mean) / deviation

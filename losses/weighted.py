@@ -102,6 +102,10 @@ class LossSet(nn.Module):
                     f"remove the term (~loss.terms.{name}) or choose another task"
                 )
 
+    def needing(self, names: Collection[str]) -> set[str]:
+        """Terms that need one of these tensors."""
+        return {name for name, needed in self._needs.items() if not set(names).isdisjoint(needed)}
+
     def due(self, update: int, without: Collection[str] = ()) -> dict[str, float]:
         """Term -> weight, of those that are computed in this update, but for some."""
         weights: dict[str, Any] = {name: term.weight_at(update) for name, term in self.terms.items()}  # type: ignore[operator]

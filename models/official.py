@@ -14,7 +14,7 @@ import re
 import sys
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from models.families import FAMILIES, Arguments, CheckpointError, Recognised, class_path, first, full_state, recognise
 
-Which = Literal["ema", "network"]
+Which = Literal["ema", "network", "discriminator"]
 
 # Endings of keys that follow from the configuration: of SwinIR and of ELAN.
 DERIVED = (
@@ -37,8 +37,19 @@ DERIVED = (
 )
 # Objects of training frameworks that files hold beside their weights; they are passed over, and nothing of theirs is run.
 FRAMEWORKS = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "omegaconf.", "argparse.Namespace")
-WRAPPERS = ("params_ema", "params", "state_dict", "model_state_dict")  # where official files keep a state dict
-OURS = {"ema.average.": "ema", "network.": "network"}  # where our training checkpoints keep one, under state_dict
+# Where official files keep a state dict, and where our training checkpoints keep one, under state_dict.
+WRAPPERS: dict[str, Which] = {
+    "params_ema": "ema",
+    "params": "network",
+    "params_d": "discriminator",
+    "state_dict": "network",
+    "model_state_dict": "network",
+}
+OURS: dict[str, Which] = {
+    "ema.average.": "ema",
+    "network.": "network",
+    "adversary.discriminators.image.network.": "discriminator",
+}
 
 
 @dataclass(frozen=True)
@@ -76,7 +87,8 @@ class Report:
 def read(path: str | Path, which: Which | None = None) -> Checkpoint:
     """The weights of a file or of a run folder (its checkpoints/last.ckpt), on the CPU and in the file's own dtype.
 
-    Args:   which: the running average or the network itself, where a file holds both; None prefers the average.
+    Args:   which: the running average, the network itself or the discriminator of images, where a file holds several; None
+                prefers the average. An official file that holds one network alone does not say which.
     Raises: FileNotFoundError; CheckpointError for a file that is truncated, foreign, empty, without the weights that
             `which` asks for, or a pickle that would run code. No code of the file is ever run.
     """
@@ -140,7 +152,7 @@ def unwrap(content: object, which: Which | None, where: str) -> tuple[dict[str, 
         raise CheckpointError(f"{where} holds no tensors: give a file with a state dict, bare or under {', '.join(WRAPPERS)}")
     chosen = next((part for part in parts if which in (None, part[1])), None)
     if chosen is None:
-        raise CheckpointError(f"{where} has no '{which}' weights, only: {', '.join(part[0] for part in parts)}")
+        raise CheckpointError(f"{where} has no '{which}' weights, only: {', '.join(dict.fromkeys(part[0] for part in parts))}")
     wrapper, _, state = chosen
     if strange := [str(k) for k, v in state.items() if not (isinstance(k, str) and isinstance(v, Tensor))]:
         raise CheckpointError(f"{where}: {len(strange)} entries are no tensors ({first(strange)}): give the bare state dict")
@@ -152,17 +164,20 @@ def unwrap(content: object, which: Which | None, where: str) -> tuple[dict[str, 
 
 
 def _parts(content: Mapping[Any, Any]) -> list[tuple[str, str, Mapping[Any, Any]]]:
-    """(wrapper, "ema" or "network", state dict) of everything in a file, the average first."""
+    """(wrapper, which, state dict) of everything in a file, the average first."""
     trained = content.get("state_dict")
     trained = trained if isinstance(trained, Mapping) else {}
     ours = [
         (f"state_dict, {prefix}*", kind, {k.removeprefix(prefix): v for k, v in trained.items() if str(k).startswith(prefix)})
         for prefix, kind in OURS.items()
     ]
-    wrapped = [
-        (w, "ema" if w == "params_ema" else "network", content[w]) for w in WRAPPERS if isinstance(content.get(w), Mapping)
+    wrapped: list[tuple[str, str, Mapping[Any, Any]]] = [
+        (w, kind, content[w]) for w, kind in WRAPPERS.items() if isinstance(content.get(w), Mapping)
     ]
-    return [part for part in ours if part[2]] or wrapped or [("none: a bare state dict", "network", content)]
+    if any(part[2] for part in ours):
+        return [part for part in ours if part[2]]
+    wrapped = wrapped or [("none: a bare state dict", "network", content)]
+    return wrapped + [(w, "discriminator", state) for w, kind, state in wrapped if kind == "network"]  # they don't say whose
 
 
 def write(path: Path, save: Callable[[Path], None]) -> None:
@@ -193,7 +208,12 @@ def identify(checkpoint: Checkpoint) -> Recognised:
 
 
 def load_into(
-    network: nn.Module, source: str | Path | Mapping[str, Any], *, strict: bool = True, which: Which | None = None
+    network: nn.Module,
+    source: str | Path | Mapping[str, Any],
+    *,
+    strict: bool = True,
+    which: Which | None = None,
+    parts: Collection[str] | None = None,
 ) -> Report:
     """Put the weights of a file, a run folder or a state dict into a network; this is what `init.ckpt` does.
 
@@ -201,12 +221,17 @@ def load_into(
     Keys that follow from the configuration (attention masks, shift kernels) count neither as missing nor unexpected.
 
     Args:   strict: anything but a full match raises, before the network is touched; False loads what matches.
+            parts: names of the network's children that the weights are for, such as encoder; None: of the whole network.
     Raises: CheckpointError with the counts and first keys; also when nothing matches at all. And what `read` raises.
     """
     where = "the state dict" if isinstance(source, Mapping) else str(source)
     loaded = unwrap(source, which, where)[0] if isinstance(source, Mapping) else read(source, which).state
     state = {key: value for key, value in loaded.items() if not key.endswith(DERIVED)}
-    wanted = {key: value for key, value in network.state_dict().items() if not key.endswith(DERIVED)}
+    wanted = {
+        key: value
+        for key, value in network.state_dict().items()
+        if not key.endswith(DERIVED) and (parts is None or key.partition(".")[0] in parts)
+    }
     both = [key for key in wanted if key in state]
     matched = [key for key in both if state[key].shape == wanted[key].shape and _widens(state[key].dtype, wanted[key].dtype)]
     report = Report(

@@ -290,12 +290,6 @@ class VectorQuantizer(nn.Module):
             return torch.addmm(book.square().sum(1), vectors, book.t(), alpha=-2)
 
 
-def perplexity(codes: Tensor, codebook_size: int) -> Tensor:
-    """How many codes are in use: exp of the entropy of their frequencies, from 1 to codebook_size; a scalar."""
-    frequency = torch.bincount(codes.flatten(), minlength=codebook_size) / codes.numel()
-    return (-(frequency * (frequency + 1e-10).log()).sum()).exp()
-
-
 class ResBlock(nn.Module):
     """Twice norm, swish and 3x3 convolution, added to the input; a 1x1 convolution on the shortcut where widths differ."""
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from lightning.pytorch.strategies import ParallelStrategy
@@ -28,7 +28,7 @@ class AdversarialTask(RestorationTask):
     Raises: ValueError: a term of the loss speaks `of` a discriminator that isn't there, or `adaptive_at` no parameter.
     """
 
-    offers: ClassVar = RestorationTask.offers | {"fake_logits", "fake_features", "real_features"}
+    offers = RestorationTask.offers | {"fake_logits", "fake_features", "real_features"}
 
     def __init__(
         self,
@@ -87,6 +87,14 @@ class AdversarialTask(RestorationTask):
             pairs.append((optimizer, each.make_schedule(optimizer=optimizer)))
         return [{"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule}} for optimizer, schedule in pairs]
 
+    def plays(self, update: int) -> bool:
+        """Whether the discriminators take part in this update: train, and are heard by the generator."""
+        return update > self.adversary.start_step
+
+    def left_out(self, update: int) -> set[str]:
+        """Terms that speak of discriminators, while these don't take part."""
+        return super().left_out(update) | (set() if self.plays(update) else self.adversarial)
+
     def training_step(self, batch: Batch, batch_index: int) -> None:
         """Adds a batch to the gradients; with the last one of an update, steps.
 
@@ -98,16 +106,16 @@ class AdversarialTask(RestorationTask):
         first = batches - of_a_step  # the first batch that the generator trains on
         last = (number + 1) % of_a_step == 0
         real = batch.get("real", batch["hq"])
-        against = update > self.adversary.start_step
+        against = self.plays(update)
         if number >= first:
             with self._synchronised(number == batches - 1), self.adversary.trainable(self.adversary.leak and number > first):
-                restored = self._generator_gradient(batch, real, update, against, of_a_step)
+                made = self._generator_gradient(batch, real, update, of_a_step)
         elif against:
             with torch.no_grad():
-                restored = self.network(batch["lq"])
+                made = self.run_network(batch)
         if against:
             with self.adversary.trainable():
-                self._discriminator_gradients(batch, real, restored, update, of_a_step)
+                self._discriminator_gradients(batch, real, made["restored"].detach(), update, of_a_step)
         if number == batches - 1:
             self._generator_step()
         if against and last and (number < first or not self.skip_update):
@@ -116,18 +124,17 @@ class AdversarialTask(RestorationTask):
             for config in self.trainer.lr_scheduler_configs:
                 config.scheduler.step()  # type: ignore[call-arg]
 
-    def _generator_gradient(self, batch: Batch, real: Tensor, update: int, against: bool, of_a_step: int) -> Tensor:
-        """Adds to the generator's gradient; returns what it restored, without the graph."""
-        restored = self.network(batch["lq"])  # (b, 3, h, w), about [0, 1], not clamped
-        without = () if against else self.adversarial
-        opinion = self.adversary.opinion(self.loss.needs(update, without), restored, real)
-        loss, terms = self.loss(update, without, **self.given(batch, restored), **opinion)
+    def _generator_gradient(self, batch: Batch, real: Tensor, update: int, of_a_step: int) -> dict[str, Any]:
+        """Adds to the generator's gradient; returns what it made."""
+        made, without = self.run_network(batch), self.left_out(update)
+        opinion = self.adversary.opinion(self.loss.needs(update, without), made.get("restored"), real)
+        loss, terms = self.loss(update, without, **self.given(batch, made), **opinion)
         if self.adaptive.keys() & terms.keys():
             terms = self._balanced(terms)
             loss = total(terms.values())
         self.log_terms(loss, terms)
         self.manual_backward(loss / of_a_step)
-        return restored.detach()
+        return made
 
     def _balanced(self, terms: Terms) -> Terms:
         """Adversarial terms weighed against the others at one parameter (VQGAN, Esser et al. 2021, eq. 7)."""

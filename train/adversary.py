@@ -21,8 +21,9 @@ class Discriminator(nn.Module):
     """One discriminator, its loss set (real + fake, R1, …) and its optimizer.
 
     Args:   network: (b, 3, h, w) in [0, 1] to logits of any shape.
-            ckpt: weights to start from, in any format that models/official.py opens; null starts afresh.
-    Raises: ValueError: a term of the loss needs something else than OFFERS.
+            ckpt: weights to start from: a run whose discriminator is called image, or a file of the discriminator's own in any
+                format that models/official.py opens; null starts afresh.
+    Raises: ValueError: a term of the loss needs something else than OFFERS, or ckpt holds no such discriminator.
     """
 
     def __init__(
@@ -38,7 +39,12 @@ class Discriminator(nn.Module):
         loss.check_offered(OFFERS, "a discriminator")
         self.network, self.loss, self.make_optimizer, self.make_schedule = network, loss, optimizer, schedule
         if ckpt:
-            say(f"discriminator's ckpt={ckpt}: {official.load_into(network, ckpt, strict=True)}")
+            try:
+                say(f"discriminator's ckpt={ckpt}: {official.load_into(network, ckpt, strict=True, which='discriminator')}")
+            except official.CheckpointError as error:
+                raise ValueError(
+                    f"adversary.discriminators: ckpt={ckpt}: {error}; give the discriminator's own file, or a run with one"
+                ) from error
         self.requires_grad_(False)
 
     def judge(self, update: int, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
@@ -168,10 +174,10 @@ class Adversary(nn.Module):
             for network in self.networks.values():
                 network.requires_grad_(False)
 
-    def opinion(self, needs: set[str], fake: Tensor, real: Tensor) -> dict[str, dict[str, Any]]:
+    def opinion(self, needs: set[str], fake: Tensor | None, real: Tensor) -> dict[str, dict[str, Any]]:
         """What terms of the generator's loss name: for each discriminator fake_logits, fake_features, real_features.
 
-        Args: fake: (b, 3, h, w) restored, with its graph.    real: (b, 3, h, w).
+        Args: fake: (b, 3, h, w) restored, with its graph, where any of this is named.    real: (b, 3, h, w).
         """
         found: dict[str, dict[str, Any]] = {}
         if "fake_logits" in needs:

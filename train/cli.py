@@ -37,13 +37,18 @@ def main() -> None:
     if {"--cfg", "-c"} & set(arguments):
         sys.argv.append("--resolve")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, not to Hydra's own printer
-    OmegaConf.register_new_resolver("best_precision", best_precision, replace=True)
-    OmegaConf.register_new_resolver("slurm_tasks_per_node", slurm_tasks_per_node, replace=True)
+    register_resolvers()
     launcher = any(argument.startswith("hydra/launcher=") for argument in arguments)
     if {"-m", "--multirun"} & set(arguments) or launcher:
         sweep(arguments)
         return
     with_hydra(train_composed)
+
+
+def register_resolvers() -> None:
+    """What conf/ computes from the machine."""
+    OmegaConf.register_new_resolver("best_precision", best_precision, replace=True)
+    OmegaConf.register_new_resolver("slurm_tasks_per_node", slurm_tasks_per_node, replace=True)
 
 
 def with_hydra(task: Callable[[DictConfig], Any]) -> None:
@@ -187,7 +192,7 @@ def _first_comment(file: Path) -> str:
 
 def explain(error: Exception, arguments: list[str]) -> str:
     """Hydra's message without its search path and without its advice to append a wrong key, but with the nearest valid one."""
-    from train.config import nearest, valid_keys
+    from train.config import nearest, plain, valid_keys
 
     text = str(error).partition("\nConfig search path")[0].strip()
     if options := re.search(r"Could not find '([\w./-]+)/([^'/]+)'\s+Available options in '[^']*':\s+(.*)", text, re.DOTALL):
@@ -200,17 +205,16 @@ def explain(error: Exception, arguments: list[str]) -> str:
         return text
     key = next(group for group in wrong.groups() if group)
     try:
-        composed = _compose([a for a in arguments if not a.startswith("-") and a.lstrip("+~").partition("=")[0] != key])
+        config = plain(compose([a for a in arguments if not a.startswith("-") and a.lstrip("+~").partition("=")[0] != key]))
     except (HydraException, ValueError):  # more than one thing is wrong
         return text
     groups = [folder.name for folder in CONF.iterdir() if folder.is_dir()]
-    if key in valid_keys(composed):
+    if key in valid_keys(config):
         return text  # it exists, but not for what it was given
-    return f"{key}: there is no such key{nearest(key, [*groups, *valid_keys(composed)])}"
+    return f"{key}: there is no such key{nearest(key, [*groups, *valid_keys(config)])}"
 
 
-def _compose(overrides: list[str]) -> dict[str, Any]:
-    from train.config import plain
-
+def compose(overrides: list[str]) -> DictConfig:
+    """The configuration that these arguments make, without a check."""
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return plain(hydra.compose("train", overrides=overrides))
+        return hydra.compose("train", overrides=overrides)

@@ -30,6 +30,8 @@ NODES = (
         "network",
         "loss",
         "adversary",
+        "codebook",
+        "codes",
         "degradation",
         "augmentation",
         "data",
@@ -55,6 +57,9 @@ RUN: dict[str, Any] = {
     "init.ckpt": str | None,
     "init.required": bool,
     "init.strict": bool,
+    "init.parts": list[str] | None,
+    "init.stage1": str | None,
+    "init.stage2": str | None,
     "ema_decay": Annotated[float, Interval(ge=0, lt=1)] | None,
 }
 
@@ -153,8 +158,14 @@ def _check_run(config: Node, raw: Node) -> Iterator[str]:
             yield f"{group}={config.get(group)!r}: {keys}"
             return
         values |= {f"{group}.{key}": value for key, value in values.pop(group).items()}
-    if values.get("init.required") is True and values["init.ckpt"] is None:
-        yield f"init.ckpt is not set, and {config['name']} starts from trained weights: give init.ckpt=FILE"
+    starts = {key: f"${{init.{key}}}" for key in ("stage1", "stage2", "ckpt") if key in raw["init"]}
+    if values.get("init.required") is True:
+        for key in starts:
+            if not values[f"init.{key}"] and raw["init"][key] not in starts.values():
+                yield f"init.{key} is not set, and {config['name']} starts from trained weights: give init.{key}=FILE or a run"
+    for key in starts.keys() - {"ckpt"}:
+        if starts[key] not in str(raw):
+            yield f"init.{key}={values[f'init.{key}']!r}: nothing reads the key init.{key}, {config['name']} takes init.ckpt"
     for key in NOT_OURS & config["trainer"].keys():
         yield f"trainer.{key}={config['trainer'][key]!r} is not for a configuration: the run sets it itself"
     if "adversary" in config and "adversary" not in config["task"]:

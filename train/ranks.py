@@ -75,6 +75,20 @@ def highest(values: list[int], device: torch.device) -> list[int]:
     return tensor.tolist()
 
 
+def add(tensor: Tensor) -> Tensor:
+    """The sum over all ranks."""
+    if connected():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def of_rank_zero(tensor: Tensor) -> Tensor:
+    """Rank 0's tensor, which has the same shape on all ranks."""
+    if connected():
+        dist.broadcast(tensor, src=0)
+    return tensor
+
+
 def average_gradients(parameters: list[nn.Parameter]) -> None:
     """Each gradient becomes its mean over all ranks, which must have gradients of the same parameters."""
     if not connected():

@@ -10,7 +10,6 @@ class RegressionTask(RestorationTask):
     """Minimises the loss set between the restored image and HQ (DiffBIR's train_stage1.py, SwinIR, ELAN)."""
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        restored = self.network(batch["lq"])  # (b, 3, h, w), about [0, 1], not clamped
-        loss, terms = self.loss(self.update, **self.given(batch, restored))
+        loss, terms = self.loss(self.update, self.left_out(self.update), **self.given(batch, self.run_network(batch)))
         self.log_terms(loss, terms)
         return loss

@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
@@ -113,10 +113,12 @@ def make_task(config: dict[str, Any], trainer: L.Trainer, fresh: bool = True) ->
     task: RestorationTask = build(config["task"])
     task.config, task.effective_batch = recorded(config), effective_batch(config, trainer)
     if config["init"]["ckpt"] and fresh:
-        report = official.load_into(task.network, config["init"]["ckpt"], strict=config["init"]["strict"])
+        init = config["init"]
+        report = official.load_into(task.network, init["ckpt"], strict=init["strict"], parts=init["parts"])
         say(f"init.ckpt={config['init']['ckpt']}: {report}")
         if task.ema:
             task.ema.average.load_state_dict(task.network.state_dict())
+        task.check_start()
     return task
 
 
@@ -165,6 +167,8 @@ def make_trainer(config: dict[str, Any]) -> L.Trainer:
     # Lightning counts batches between validations; a recipe counts generator updates.
     batches = batches_of_update(config)
     settings = {**settings, "accumulate_grad_batches": batches, "val_check_interval": settings["val_check_interval"] * batches}
+    if settings["strategy"] == "ddp" and getattr(get_class(config["task"]["_target_"]), "unused_parameters", False):
+        settings["strategy"] = "ddp_find_unused_parameters_true"
     loggers = [CsvLogger(directory=str(directory)), *(build(node) for node in config["logger"].values())]
     # StepTimes comes last: the guard waits for the device, so that the backward pass is not counted as the optimizer, and the
     # checkpoints for the other ranks, whose data may be late.

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, get_type_hints
 
 import lightning as L
 import numpy as np
@@ -36,7 +36,8 @@ class RestorationTask(L.LightningModule):
     Raises: ValueError: a term of the loss needs what the task doesn't offer.
     """
 
-    offers: ClassVar = frozenset({"restored", "hq", "lq"}) | GRADED  # tensors that terms of the loss may name
+    # Tensors that terms of the loss may name; those that the network returns besides come on top.
+    offers: frozenset[str] = frozenset({"restored", "hq", "lq"}) | GRADED
 
     def __init__(
         self,
@@ -49,6 +50,7 @@ class RestorationTask(L.LightningModule):
         validation: Validation,
     ) -> None:
         super().__init__()
+        self.offers = self.offers | named_outputs(network)
         loss.check_offered(self.offers, type(self).__name__)
         self.network, self.loss, self.validation = network, loss, validation
         self.make_optimizer, self.make_schedule = optimizer, schedule
@@ -68,10 +70,25 @@ class RestorationTask(L.LightningModule):
         self.config: dict[str, Any] = {}
         self.effective_batch = 0
 
+    @property
+    def validated_network(self) -> nn.Module:
+        """The EMA where there is one."""
+        return self.ema.average if self.ema else self.network
+
     def restore(self, lq: Tensor) -> Tensor:
-        """(b, 3, h, w) to (b, 3, h, w) in [0, 1], with the EMA where there is one."""
-        network = self.ema.average if self.ema else self.network
-        return network(lq).clamp(0, 1)
+        """(b, 3, h, w) to (b, 3, h, w) in [0, 1]."""
+        return outputs(self.validated_network(lq))["restored"].clamp(0, 1)
+
+    def check_start(self) -> None:
+        """Called once init.ckpt's weights are in. Raises ValueError: the run can't begin from them."""
+
+    def run_network(self, batch: Batch) -> dict[str, Any]:
+        """What this update makes of a batch, by name; an image as `restored`, (b, 3, h, w) about [0, 1], not clamped."""
+        return outputs(self.network(batch["lq"]))
+
+    def left_out(self, update: int) -> set[str]:
+        """Terms of the loss that are not computed in this update."""
+        return set()
 
     def configure_model(self) -> None:
         """With trainer=fsdp, before every fit and validation: shares the network and its EMA out over the ranks."""
@@ -115,16 +132,17 @@ class RestorationTask(L.LightningModule):
         if self.ema and not self.skip_update:
             self.ema.update(self.network)
 
-    def given(self, batch: Batch, restored: Tensor) -> dict[str, Any]:
-        """What there is for the terms of the loss, by name.
+    def given(self, batch: Batch, made: dict[str, Any]) -> dict[str, Any]:
+        """What there is for the terms of the loss, by name; made: the network's outputs.
 
         Raises: ValueError: a term needs what these data lack, or the network's output is not of the HQ's size.
         """
-        check_scale(restored, batch["hq"])
+        if "restored" in made:
+            check_scale(made["restored"], batch["hq"])
         if lacking := GRADED - batch.keys():
             without = "on data without negatives (data=hggt data.source.negatives=true has some)"
             self.loss.check_offered(self.offers - lacking, f"{type(self).__name__} {without}")
-        return {"restored": restored, **{name: value for name, value in batch.items() if name in self.offers}}
+        return {**made, **{name: value for name, value in batch.items() if name in self.offers}}
 
     @property
     def update(self) -> int:
@@ -164,8 +182,12 @@ class RestorationTask(L.LightningModule):
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         self.validation.update(restored=self.restore(batch["lq"]), lq=batch["lq"], hq=batch["hq"])
 
+    def validation_values(self) -> dict[str, Tensor]:
+        """Metric -> mean over all ranks."""
+        return self.validation.compute()
+
     def on_validation_epoch_end(self) -> None:
-        values = self.validation.compute()
+        values = self.validation_values()
         self.validated_step = self.trainer.global_step
         self.validated = {name: float(value) for name, value in values.items()}
         self.log("step", float(self.validated_step))
@@ -208,3 +230,14 @@ class RestorationTask(L.LightningModule):
             state = checkpoint["ranks"][self.trainer.global_rank]
             set_rng_state(state["rng"])
             self.unreadable = state["unreadable"]
+
+
+def outputs(made: Any) -> dict[str, Any]:
+    """What a network returned, by name: an image is `restored`, a NamedTuple says its names itself (one is `restored`)."""
+    named = {"restored": made} if isinstance(made, Tensor) else made._asdict()
+    return {name: value for name, value in named.items() if value is not None}
+
+
+def named_outputs(network: nn.Module) -> frozenset[str]:
+    """The names of `outputs`, as the annotation of the network's forward has them."""
+    return frozenset(getattr(get_type_hints(type(network).forward).get("return"), "_fields", ()))

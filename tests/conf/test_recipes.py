@@ -26,9 +26,15 @@ def names(group: str) -> list[str]:
 
 TOY = [*TINY_NETWORK, *TINY_DATA, *TINY_RUN, "trainer.accelerator=cpu", "trainer.devices=1", "trainer.precision=32-true"]
 CASES = [
-    *(("model", name) for name in names("model") if "elan" not in name),  # tests below
-    *(("experiment", name) for name in names("experiment") if "dtbfr" not in name and "elan" not in name),  # tests below
-    *(("loss", name) for name in names("loss") if "lpips" not in name and "vgg" not in name),
+    *(
+        ("model", name) for name in names("model") if "elan" not in name and "codeformer" not in name
+    ),  # tests below; train/test_codes.py
+    *(
+        ("experiment", name)
+        for name in names("experiment")
+        if "dtbfr" not in name and "elan" not in name and "codeformer" not in name
+    ),
+    *(("loss", name) for name in names("loss") if "lpips" not in name and "vgg" not in name and "code" not in name),
     *(("adversary", name) for name in names("adversary")),
     *(("degradation", name) for name in names("degradation")),
     *(("augmentation", name) for name in names("augmentation")),
@@ -43,8 +49,17 @@ def test_nothing_is_overlooked() -> None:
         group: len(names(group))
         for group in ("model", "experiment", "loss", "data", "network", "trainer", "logger", "adversary")
     }
-    assert found == {"model": 4, "experiment": 7, "loss": 8, "data": 9, "network": 8, "trainer": 6, "logger": 3, "adversary": 2}
-    assert len(CASES) == 1 + 4 + 4 + 2 + 15 + 3 + 4 + 2 + 3
+    assert found == {
+        "model": 7,
+        "experiment": 11,
+        "loss": 12,
+        "data": 9,
+        "network": 8,
+        "trainer": 6,
+        "logger": 3,
+        "adversary": 2,
+    }
+    assert len(CASES) == 1 + 4 + 4 + 2 + 16 + 3 + 4 + 2 + 3
 
 
 @pytest.mark.parametrize(("group", "name"), CASES, ids=["=".join(case) for case in CASES])
@@ -110,6 +125,48 @@ def test_an_enhancing_elan_trains_two_updates(cli: Cli, tmp_path: Path, random_w
     small = ["data.size=32", "data.val_size=64", "data.val_images=2", "adversary.discriminators.image.network.num_feat=4"]
     code, printed = cli(name, *TINY_ELAN, f"data.root={hq}", *small, f"weights.dir={random_weights}")
     assert code == 0, printed
+
+
+def test_codeformer_has_the_published_numbers(cli: Cli) -> None:
+    """The supplement's updates, batch and learning rates; RECIPES, codeformer_stage1|2|3 and dtbfr_codeformer_finetune."""
+    init = ["init.stage1=a", "init.stage2=b"]
+    rows: dict[str, tuple[list[str], int, int, float, float, float | None, list[int] | None]] = {
+        # arguments, updates, batch, learning rate, EMA, eta_min, milestones
+        "model=codeformer_stage1": ([], 1_500_000, 16, 8e-5, 0.995, None, None),
+        "model=codeformer_stage2": (init[:1], 200_000, 16, 8e-5, 0.995, None, None),
+        "model=codeformer_stage3": (init, 20_000, 16, 2e-5, 0.997, None, None),
+        "experiment=codeformer_official_stage1": ([], 1_600_000, 32, 7e-5, 0.995, 6e-5, None),
+        "experiment=codeformer_official_stage2": (init[:1], 500_000, 32, 1e-4, 0.995, None, [400_000, 450_000]),
+        "experiment=codeformer_official_stage3": (init, 150_000, 24, 5e-5, 0.997, 2e-5, None),
+        "experiment=aiialab_codeformer_dtbfr": (["init.ckpt=c"], 40_000, 8, 1e-4, 0.995, None, [35_000, 38_000]),
+    }
+    for name, (given, updates, batch, lr, ema, eta_min, milestones) in rows.items():
+        code, printed = cli(name, *given, "--cfg", "job", "--resolve")
+        assert code == 0, printed
+        config = OmegaConf.create(printed)
+        assert (config.trainer.max_steps, config.data.batch_size * config.trainer.accumulate_grad_batches) == (updates, batch)
+        assert (config.optimizer._target_, config.optimizer.lr) == ("torch.optim.Adam", lr)
+        assert (list(config.optimizer.betas), config.ema_decay, config.data.hflip_prob) == ([0.9, 0.99], ema, 0.5)
+        assert (config.schedule.get("eta_min"), config.schedule.get("milestones")) == (eta_min, milestones)
+        assert (config.optimizer.weight_decay, config.trainer.precision, config.data.size) == (0, "32-true", 512)
+        terms, released = config.loss.terms, "official" in name
+        if "stage2" in name or "dtbfr" in name:
+            assert {key: term.weight for key, term in terms.items()} == {"feature": 1, "code": 0.5}
+            assert list(config.network.fix_modules) == ["quantize", "generator", "fuse_convs_dict"]
+            continue
+        image, stage = config.adversary.discriminators.image, name[-1]
+        own = {"1": {"codebook": 1}, "3": {"feature": 1, "code": 0.5}}[stage]
+        assert {key: term.weight for key, term in terms.items()} == {
+            **{"l1": 2, "lpips": 1, "gan": {"1": 0.8, "3": 0.1}[stage]},  # L1 is on [0, 1] here, on [-1, 1] there
+            **own,
+        }
+        assert (terms.gan.kind, terms.lpips.net, terms.lpips.imagenet_first) == ("hinge", "vgg", released)
+        assert (config.adversary.start_step, config.adversary.steps_per_update) == ({"1": 30_001, "3": 5_001}[stage], 1)
+        assert (image.optimizer.lr, list(image.optimizer.betas), image.schedule.get("eta_min")) == (lr, [0.9, 0.99], eta_min)
+        assert (image.network.ndf, image.network.n_layers) == (64, 4)
+        if stage == "1":
+            assert (terms.codebook.codebook_weight, terms.codebook.commitment_weight) == ((0.25, 1) if released else (1, 0.25))
+            assert not config.codebook.restart
 
 
 def test_elan_has_the_published_numbers(cli: Cli) -> None:

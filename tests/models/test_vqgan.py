@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.official import recognise
-from models.vqgan import Attention, Downsample, GroupNorm, ResBlock, Upsample, VectorQuantizer, VQAutoEncoder, perplexity
+from models.vqgan import Attention, Downsample, GroupNorm, ResBlock, Upsample, VectorQuantizer, VQAutoEncoder
 from tests.parity.cases import folders, manifest, manifests_in
 from tests.parity.codeformer import autoencoder_arguments
 
@@ -113,12 +113,6 @@ def test_a_hand_worked_book() -> None:
     quantized, codes = quantize(latent)
     assert codes.tolist() == [[[0, 1, 2]]]
     assert quantized[0, :, 0].tolist() == [[0, 1, 0], [0, 0, 3]]
-
-
-def test_perplexity_counts_codes_in_use() -> None:
-    assert perplexity(torch.tensor([[0, 1], [2, 3]]), 8).item() == pytest.approx(4)
-    assert perplexity(torch.zeros(2, 3, 3, dtype=torch.int64), 8).item() == pytest.approx(1)
-    assert perplexity(torch.tensor([0, 0, 0, 1]), 2).item() == pytest.approx(1.7548, abs=1e-4)  # 4 / 3 ** 0.75
 
 
 def plain(block: ResBlock, x: Tensor) -> Tensor:

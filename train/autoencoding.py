@@ -1,0 +1,79 @@
+"""Training of CodeFormer's stage I: clean faces through a codebook and back, against a discriminator."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from data.batch import Batch
+from losses.weighted import LossSet
+from train.adversarial import AdversarialTask
+from train.adversary import Adversary
+from train.codebook import CodebookUse
+from train.task import Decay, outputs
+from train.validation import Validation
+
+
+class AutoencodingTask(AdversarialTask):
+    """HQ in, HQ out; the LQ of a batch is not looked at. Logs how much of the codebook is in use.
+
+    Raises: ValueError: as AdversarialTask.
+    """
+
+    def __init__(
+        self,
+        *,
+        network: nn.Module,
+        codebook: CodebookUse,
+        adversary: Adversary,
+        loss: LossSet,
+        optimizer: Callable[..., Optimizer],
+        schedule: Callable[..., LRScheduler],
+        ema_decay: Decay | None,
+        validation: Validation,
+    ) -> None:
+        super().__init__(
+            network=network,
+            adversary=adversary,
+            loss=loss,
+            optimizer=optimizer,
+            schedule=schedule,
+            ema_decay=ema_decay,
+            validation=validation,
+        )
+        self.codebook = codebook
+        codebook.register(self._codebooks()[0].num_embeddings)
+        self.latent: Tensor | None = None  # of the last batch, for dead codes to begin from
+
+    def _codebooks(self) -> list[nn.Embedding]:
+        """The one that is trained, and its average."""
+        return [each.get_submodule("quantize.embedding") for each in (self.network, *([self.ema.average] if self.ema else []))]  # type: ignore[misc]
+
+    def run_network(self, batch: Batch) -> dict[str, Any]:
+        made = outputs(self.network(batch["hq"]))
+        use = self.codebook.count(made["codes"], self.update)
+        if self.logs_this_update:
+            self.row |= {f"codebook/{name}": value for name, value in use.items()}
+        self.latent = made["latent"].detach() if self.codebook.restart else None
+        return made
+
+    def _generator_step(self) -> None:
+        update = self.update
+        super()._generator_step()
+        if self.latent is None or self.skip_update:
+            return
+        seed: int = self.config["seed"]
+        revived = self.codebook.revive(self._codebooks(), self.trainer.optimizers[0], self.latent, update, seed)
+        if self.logs_this_update:
+            self.row["codebook/restarted"] = self.latent.new_tensor(revived)
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        self.validation.update(restored=self.restore(batch["hq"]), lq=batch["lq"], hq=batch["hq"])
+
+    def on_validation_epoch_end(self) -> None:
+        super().on_validation_epoch_end()
+        if self.trainer.is_global_zero:
+            self.codebook.draw(Path(self.trainer.default_root_dir) / "codebook.png", self.trainer.global_step)

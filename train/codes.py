@@ -1,0 +1,245 @@
+"""Training of CodeFormer's transformer (stage II, DT-BFR) and of its controllable features (stage III)."""
+
+import hashlib
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import MeanMetric
+
+from data.batch import Batch
+from losses.frozen import Frozen
+from losses.weighted import LossSet
+from models import official
+from train.adversarial import AdversarialTask
+from train.adversary import Adversary
+from train.regression import RegressionTask
+from train.task import Decay, RestorationTask, outputs
+from train.validation import Validation
+
+Fidelity = Annotated[float, Ge(0)]
+
+
+class Phase:
+    """A stretch of training.
+
+    Args: until_step: its last update; null: to the end.
+          w: fidelity of the updates that make an image. null: no image, and the losses on codes alone.
+          image_every: one update of so many makes an image, where its number divides; the others are on codes alone.
+    """
+
+    def __init__(
+        self, *, until_step: Annotated[int, Ge(1)] | None, w: Fidelity | None, image_every: Annotated[int, Ge(1)] = 1
+    ) -> None:
+        self.until_step, self.w, self.image_every = until_step, w, image_every
+
+    def fidelity(self, update: int) -> float | None:
+        """w of an update that makes an image, else None."""
+        return None if update % self.image_every else self.w
+
+
+class TargetCodes(nn.Module):
+    """HQ to the codes that a trained encoder and codebook give it; the rest of the network is let go."""
+
+    def __init__(self, network: Any, path: str) -> None:
+        super().__init__()
+        for name in [name for name, _ in network.named_children() if name not in ("encoder", "quantize")]:
+            delattr(network, name)
+        self.network, self.weights_from = network, path
+
+    def forward(self, hq: Tensor) -> Tensor:
+        """(b, 3, H, W) in [0, 1] to (b, h, w)."""
+        return self.network.quantize.nearest(self.network.encode(hq))
+
+
+class Codes(nn.Module):
+    """Which codes the transformer is to predict, and when an image is made of its predictions.
+
+    Args:   teacher: a run or official file, whose encoder and codebook make the target codes; frozen. Read at every start, and
+                a run that goes on with another one is refused.
+            family: what the teacher is: vqgan, or codeformer (DT-BFR's own copy of what it fine-tunes).
+            phases: name -> phase, one after the other.
+            w, adain: of the validation, see models/codeformer.py.
+    Raises: ValueError: there is no teacher, or it is something else; phases that do not follow each other.
+    """
+
+    def __init__(
+        self,
+        *,
+        teacher: str | None,
+        family: Literal["vqgan", "codeformer"],
+        phases: dict[str, Phase],
+        w: Fidelity,
+        adain: bool,
+    ) -> None:
+        super().__init__()
+        if not teacher:
+            raise ValueError("codes.teacher is not set: give the run or file whose codes are to be predicted")
+        ends = [phase.until_step for phase in phases.values()]
+        bounds = [end for end in ends[:-1] if end is not None]
+        if not ends or ends[-1] is not None or len(bounds) < len(ends) - 1 or bounds != sorted(set(bounds)):
+            raise ValueError(
+                f"codes.phases end at {ends}: each must end later than the one before, and the last until_step is null"
+            )
+        found, network = official.identify(official.read(teacher)), official.build(teacher)
+        if found.family != family:
+            raise ValueError(
+                f"codes.teacher={teacher} holds a {found.family} network where {family} is wanted: give another one"
+            )
+        self.phases, self.w, self.adain, self.path = list(phases.values()), w, adain, teacher
+        self.book = network.get_parameter("quantize.embedding.weight").detach().clone()
+        self.fingerprint = fingerprint_of(network)
+        self.target = Frozen(TargetCodes(network, teacher))
+
+    def fidelity(self, update: int) -> float | None:
+        """w of this update's image, or None where it makes none."""
+        phase = next(phase for phase in self.phases if phase.until_step is None or update <= phase.until_step)
+        return phase.fidelity(update)
+
+    def check(self, network: nn.Module) -> None:
+        """Raises ValueError where the network's codebook is another one, in which the teacher's numbers mean nothing."""
+        book = network.get_parameter("quantize.embedding.weight").detach().cpu()
+        if book.shape != self.book.shape or not book.equal(self.book.to(book.dtype)):
+            raise ValueError(
+                f"codes.teacher={self.path} has another codebook than the network, so that its codes would mean nothing there: "
+                "give the stage I that the network's own weights came from"
+            )
+
+
+def fingerprint_of(network: nn.Module) -> str:
+    """Of the encoder and the codebook."""
+    digest = hashlib.sha256()
+    for key, value in network.state_dict().items():
+        if key.startswith(("encoder.", "quantize.")):
+            digest.update(value.contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+class PredictsCodes(RestorationTask):
+    """What stages II and III have in common: target codes from a frozen teacher, and updates with and without an image.
+
+    Updates that make an image take batch["lq"], the others batch["lq_large"] where the degradation makes one.
+    """
+
+    offers = RestorationTask.offers | {"target_codes", "target_latent"}
+
+    def attach(self, codes: Codes) -> None:
+        """Called once by the constructors, which spell out their arguments for train/config.py."""
+        self.codes = codes
+        terms: Any = self.loss.terms
+        self.of_images = self.loss.needing({"restored", "fake_logits", "fake_features"})
+        if self.of_images == set(terms) and any(phase.w is None for phase in codes.phases):
+            raise ValueError("codes.phases: a phase without images needs a term on codes, such as losses.codebook.CodeFeature")
+        self.accuracy = MeanMetric()
+
+    def check_start(self) -> None:
+        self.codes.check(self.network)
+
+    def run_network(self, batch: Batch) -> dict[str, Any]:
+        w = self.codes.fidelity(self.update)
+        lq = batch["lq"] if w is not None else batch.get("lq_large", batch["lq"])
+        made = outputs(self.network(lq, w=w or 0.0, adain=False, code_only=w is None))
+        target = self.codes.target(batch["hq"])
+        if self.logs_this_update:
+            self.row["train/code_accuracy"] = accuracy(made["logits"], target)
+        latent = self.network.codes_to_latent(target).detach()  # type: ignore[operator]
+        return {**made, "target_codes": target, "target_latent": latent}
+
+    def left_out(self, update: int) -> set[str]:
+        return super().left_out(update) | (self.of_images if self.codes.fidelity(update) is None else set())
+
+    def restore(self, lq: Tensor) -> Tensor:
+        return outputs(self.validated_network(lq, w=self.codes.w, adain=self.codes.adain))["restored"].clamp(0, 1)
+
+    def on_validation_epoch_start(self) -> None:
+        super().on_validation_epoch_start()
+        self.accuracy.reset()
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        made = outputs(self.validated_network(batch["lq"], w=self.codes.w, adain=self.codes.adain))
+        self.accuracy.update(accuracy(made["logits"], self.codes.target(batch["hq"])), len(batch["hq"]))
+        self.validation.update(restored=made["restored"].clamp(0, 1), lq=batch["lq"], hq=batch["hq"])
+
+    def validation_values(self) -> dict[str, Tensor]:
+        return {**super().validation_values(), "code_accuracy": self.accuracy.compute()}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["teacher"] = self.codes.fingerprint
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        if checkpoint["teacher"] != self.codes.fingerprint:
+            raise ValueError(
+                f"codes.teacher={self.codes.path} holds other weights than when this run began, so that it can't go on as it "
+                "would have: put the old ones back, or start over with resume=never"
+            )
+
+
+def accuracy(logits: Tensor, target: Tensor) -> Tensor:
+    """Share of the tokens whose code is predicted; a scalar. logits: (b, t, n). target: (b, h, w)."""
+    return (logits.detach().argmax(2) == target.flatten(1)).float().mean()
+
+
+class CodePredictionTask(PredictsCodes, RegressionTask):
+    """Stage II: the transformer and the encoder learn the codes of HQ (codeformer_idx_model.py), without a discriminator.
+
+    Raises: ValueError: as Codes, and where a term of the loss needs what there isn't.
+    """
+
+    def __init__(
+        self,
+        *,
+        network: nn.Module,
+        codes: Codes,
+        loss: LossSet,
+        optimizer: Callable[..., Optimizer],
+        schedule: Callable[..., LRScheduler],
+        ema_decay: Decay | None,
+        validation: Validation,
+    ) -> None:
+        super().__init__(
+            network=network, loss=loss, optimizer=optimizer, schedule=schedule, ema_decay=ema_decay, validation=validation
+        )
+        self.attach(codes)
+
+
+class ControllableTask(PredictsCodes, AdversarialTask):
+    """Stage III: images made at w > 0 against a discriminator, and the losses on codes (codeformer_joint_model.py).
+
+    The discriminator rests in updates without an image.
+
+    Raises: ValueError: as Codes and AdversarialTask.
+    """
+
+    offers = PredictsCodes.offers | AdversarialTask.offers
+    unused_parameters = True  # in updates without an image, and DDP must know
+
+    def __init__(
+        self,
+        *,
+        network: nn.Module,
+        codes: Codes,
+        adversary: Adversary,
+        loss: LossSet,
+        optimizer: Callable[..., Optimizer],
+        schedule: Callable[..., LRScheduler],
+        ema_decay: Decay | None,
+        validation: Validation,
+    ) -> None:
+        super().__init__(
+            network=network,
+            adversary=adversary,
+            loss=loss,
+            optimizer=optimizer,
+            schedule=schedule,
+            ema_decay=ema_decay,
+            validation=validation,
+        )
+        self.attach(codes)
+
+    def plays(self, update: int) -> bool:
+        return super().plays(update) and self.codes.fidelity(update) is not None
