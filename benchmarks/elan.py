@@ -85,7 +85,8 @@ class PlainBlock(nn.Module):
 class PlainELAN(nn.Module):
     def __init__(self, ours: ELAN) -> None:
         super().__init__()
-        self.head, self.tail, self.range, self.mean = ours.head, ours.tail, ours.img_range, ours.mean
+        self.head, self.tail, self.range = ours.head, ours.tail, ours.img_range
+        self.register_buffer("mean", ours.mean)
         self.body = nn.Sequential(*(PlainBlock(block) for block in ours.body))
 
     def forward(self, lq: Tensor) -> Tensor:

@@ -142,7 +142,7 @@ def write_png(path: str | Path, image: Tensor) -> None:
     """Write (3, h, w) in about [0, 1] as 8-bit PNG, clamped and rounded; a reader never sees half a file."""
     photo_u8_hwc = (image.detach().float().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{os.getpid()}.partial")  # shorter than a name may be, whatever path's own
     try:
         Image.fromarray(np.ascontiguousarray(photo_u8_hwc)).save(partial, format="PNG")
         os.replace(partial, path)

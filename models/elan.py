@@ -295,12 +295,14 @@ def window_orders(h: int, w: int, windows: list[int], device: torch.device) -> O
 def _drop_constants(network: ELAN, state: dict[str, Any], prefix: str, *_: object) -> None:
     """Takes the constants out of a state dict that is about to be loaded.
 
-    Raises: ValueError: one is not what this network has; the mean tells an img_range that differs.
+    Raises: ValueError: one is not what this network has, at its own precision; the mean tells an img_range that differs.
     """
     expected = network.derived_buffers()
     for key in [key for key in state if key.removeprefix(prefix) in expected]:
         value, wanted = state.pop(key), expected[key.removeprefix(prefix)]
-        if isinstance(value, Tensor) and value.device.type != "meta" and not torch.allclose(value.cpu().float(), wanted):
+        if not isinstance(value, Tensor) or value.device.type == "meta":
+            continue
+        if not torch.allclose(value.cpu(), wanted.to(value.dtype)):
             raise ValueError(
                 f"{key} holds {value.flatten()[:3].tolist()} where network.img_range={network.img_range:g} and "
                 f"c_elan give {wanted.flatten()[:3].tolist()}: the file is of another configuration"

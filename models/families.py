@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from models.codeformer import CodeFormer
-from models.elan import ELAN
+from models.elan import ELAN, RGB_MEAN
+from models.gfpgan import GFPGANv1, GFPGANv1Clean, to_clean
+from models.ircontrolnet import IRControlNet, arguments
 from models.swinir import SwinIR
 from models.vqgan import VQAutoEncoder
 
@@ -129,6 +131,7 @@ def recognise_elan(shapes: Shapes) -> tuple[Arguments, list[str]] | None:
         return None
     c_elan = shapes["head.0.weight"][0]
     layers = {(int(m[1]), int(m[2])) for k in shapes if (m := re.match(r"body\.(\d+)\.modules_gmsa\.gmsa_(\d+)\.", k))}
+    untold = "window_sizes=[4, 8, 16]" if "sub_mean.bias" in shapes else "window_sizes=[4, 8, 16] and img_range=255"
     return {
         "scale": math.isqrt(shapes["tail.0.weight"][0] // 3),
         "m_elan": len(layers),
@@ -137,7 +140,16 @@ def recognise_elan(shapes: Shapes) -> tuple[Arguments, list[str]] | None:
         "r_expand": shapes["body.0.modules_lfe.lfe_0.conv0.shift_conv.conv1x1.weight"][0] // c_elan,
         "window_sizes": [4, 8, 16],
         "img_range": 255.0,
-    }, ["window_sizes=[4, 8, 16] and img_range=255: no key tells; so they are in every official file"]
+    }, [f"{untold}: no key tells; so they are in every official file"]
+
+
+def elan_range(state: Mapping[str, Tensor]) -> Arguments:
+    """img_range, where the file has the mean that it scales (above x1)."""
+    bias = state.get("sub_mean.bias")
+    if bias is None or not bias[0] < 0:
+        return {}
+    digits = 6 if bias.dtype.itemsize > 2 else 3  # as many as the file's precision holds
+    return {"img_range": float(f"{-bias[0].item() / RGB_MEAN[0]:.{digits}g}")}
 
 
 def write_elan(network: ELAN) -> dict[str, Any]:
@@ -147,6 +159,16 @@ def write_elan(network: ELAN) -> dict[str, Any]:
     """
     if network.image_skip:
         raise CheckpointError("network.image_skip=true has no official form: use --format safetensors")
+    if network.windows != [4, 8, 16]:
+        raise CheckpointError(
+            f"network.window_sizes={network.windows} has no official form, as its files hold no window sizes and readers "
+            "take [4, 8, 16]: use --format safetensors"
+        )
+    if network.scale == 1 and network.img_range != 255:
+        raise CheckpointError(
+            f"network.img_range={network.img_range:g} at scale 1 has no official form, as its files hold no range and readers "
+            "take 255: use --format safetensors"
+        )
     state = full_state(network)
     if network.scale == 1:
         return {"params": state}
@@ -206,8 +228,71 @@ def _autoencoder(shapes: Shapes, img_size: int) -> Arguments:
     }
 
 
-def write_codeformer(network: nn.Module) -> dict[str, Any]:
-    """What the reference program reads: it asks for params_ema."""
+def recognise_gfpgan(shapes: Shapes) -> tuple[Arguments, list[str]] | None:
+    """GFPGANv1's constructor arguments, from keys and shapes; None for anything else."""
+    if not {"conv_body_first.0.weight", "stylegan_decoder.constant_input.weight"} <= set(shapes):
+        return None
+    arguments, assumed = _gfpgan(shapes)
+    return {**arguments, "resample_kernel": [1.0, 3.0, 3.0, 1.0], "lr_mlp": 0.01, "fix_decoder": True}, [
+        "resample_kernel=[1, 3, 3, 1], lr_mlp=0.01, fix_decoder=true: no key tells; so they are in the official file",
+        *assumed,
+    ]
+
+
+def recognise_gfpgan_clean(shapes: Shapes) -> tuple[Arguments, list[str]] | None:
+    """GFPGANv1Clean's constructor arguments, from keys and shapes; None for anything else."""
+    if not {"conv_body_first.weight", "stylegan_decoder.constant_input.weight"} <= set(shapes):
+        return None
+    arguments, assumed = _gfpgan(shapes)
+    return {**arguments, "fix_decoder": False}, ["fix_decoder=false: no key tells; so it is in every official file", *assumed]
+
+
+def _gfpgan(shapes: Shapes) -> tuple[Arguments, list[str]]:
+    """What both forms of GFPGAN have in common."""
+    decoder = "stylegan_decoder."
+    out_size = max(shape[-1] for key, shape in shapes.items() if key.startswith(f"{decoder}noises."))
+    num_style_feat = shapes[f"{decoder}to_rgb1.modulated_conv.modulation.weight"][1]
+    narrow = shapes[f"{decoder}constant_input.weight"][1] / 512
+    last = shapes[f"{decoder}to_rgbs.{int(math.log2(out_size)) - 3}.modulated_conv.weight"][2]
+    scale = shapes["condition_scale.0.2.weight"]
+    return {
+        "out_size": out_size,
+        "num_style_feat": num_style_feat,
+        "channel_multiplier": round(last * out_size / (16384 * narrow)) if out_size > 32 else 1,
+        "num_mlp": sum(bool(re.fullmatch(r"stylegan_decoder\.style_mlp\.\d+\.weight", key)) for key in shapes),
+        "different_w": shapes["final_linear.weight"][0] > num_style_feat,
+        "narrow": narrow,
+        "sft_half": scale[0] == scale[1],
+    }, [] if out_size > 32 else ["channel_multiplier=1: no key tells below 64 px"]
+
+
+def recognise_ircontrolnet(shapes: Shapes) -> tuple[Arguments, list[str]] | None:
+    """IRControlNet's constructor arguments, from keys and shapes; None for anything else."""
+    if not {"input_blocks.0.0.weight", "zero_convs.0.0.weight", "middle_block_out.0.weight"} <= set(shapes):
+        return None
+    hint_channels = shapes["input_blocks.0.0.weight"][1] // 2
+    return {**arguments(shapes, hint_channels), "num_head_channels": 64, "gradient_checkpointing": False}, [
+        f"hint_channels={hint_channels}, num_head_channels=64: no key tells; so they are in every official file"
+    ]
+
+
+def write_gfpgan(network: GFPGANv1) -> dict[str, Any]:
+    """What the reference program reads; a network without a kernel becomes a clean one, as versions 1.2 to 1.4 did.
+
+    Raises: CheckpointError for a network that the reference program cannot build.
+    """
+    if network.resample_kernel is None:
+        return write_params_ema(to_clean(network))
+    if network.resample_kernel != [1, 3, 3, 1]:
+        raise CheckpointError(
+            f"network.resample_kernel={network.resample_kernel} has no official form, as its files hold no kernel and readers "
+            "take [1, 3, 3, 1]: use --format safetensors"
+        )
+    return write_params_ema(network)
+
+
+def write_params_ema(network: nn.Module) -> dict[str, Any]:
+    """What the reference programs of CodeFormer and GFPGAN read: they ask for params_ema."""
     return {"params_ema": full_state(network)}
 
 
@@ -231,13 +316,17 @@ class Family(NamedTuple):
     network: type[nn.Module]
     recognise: Callable[[Shapes], tuple[Arguments, list[str]] | None]
     write: Callable[[Any], dict[str, Any]]
+    values: Callable[[Mapping[str, Tensor]], Arguments] = lambda state: {}  # arguments that values tell, not shapes
 
 
 FAMILIES = {
     "swinir": Family(SwinIR, recognise_swinir, write_swinir),
-    "elan": Family(ELAN, recognise_elan, write_elan),
-    "codeformer": Family(CodeFormer, recognise_codeformer, write_codeformer),
-    "vqgan": Family(VQAutoEncoder, recognise_vqgan, write_codeformer),
+    "elan": Family(ELAN, recognise_elan, write_elan, elan_range),
+    "codeformer": Family(CodeFormer, recognise_codeformer, write_params_ema),
+    "vqgan": Family(VQAutoEncoder, recognise_vqgan, write_params_ema),
+    "gfpgan": Family(GFPGANv1, recognise_gfpgan, write_gfpgan),
+    "gfpgan_clean": Family(GFPGANv1Clean, recognise_gfpgan_clean, write_params_ema),
+    "ircontrolnet": Family(IRControlNet, recognise_ircontrolnet, full_state),
 }
 
 
@@ -252,7 +341,8 @@ def recognise(state: Mapping[str, Tensor]) -> Recognised:
                 f"looks like {name}, but its configuration can't be read: at {error}, key missing or odd"
             ) from error
         if found:
-            return Recognised(name, *found)
+            arguments, assumed = found
+            return Recognised(name, arguments | family.values(state), assumed)
     raise CheckpointError(f"unknown network: its first keys are {first(list(state))}; families known: {', '.join(FAMILIES)}")
 
 

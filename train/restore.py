@@ -1,55 +1,74 @@
 """Inference: a folder of images through a trained network, into a folder of PNGs."""
 
+import errno
 import inspect
+import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
-from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from data.faces import read_image
-from data.images import UnreadableImage, to_tensor, write_png
+from data.images import to_tensor, write_png
 from data.sources import Files, ImageFolder
 from models import official
 from train.cli import fail
 from train.config import nearest
-from train.tiles import restore_tiled
+from train.tiles import restore_tiled, rounded
 
 HELP = """python restore.py ckpt=FILE input=DIR output=DIR [KEY=VALUE …]
 
   ckpt          a run (runs/NAME), one of its checkpoints, or an official file; which network it holds is read from it
   input         a folder of images, subfolders too, or one image
-  output        folder for the PNGs, under the same names; what is there already is kept, so that an interrupted
-                command goes on when given again
+  output        folder for the PNGs, outside of the input's, under the same names; what is there already is kept, so that an
+                interrupted command goes on when given again
   overwrite     false; true makes them all again
   which         of a run: ema or network; left out, the EMA where there is one
   w             0.5: CodeFormer's fidelity, from 0 (codes alone) to 1; w=[0,0.5,1] writes a strip of pictures, one for each
-  tile_px       512: larger images go through in tiles of this side
+  tile_px       512: SwinIR and ELAN take larger images in tiles of this side
   overlap_px    64: of neighbouring tiles
   device        auto: cuda where there is one, else cpu
   bf16          false; true: bfloat16 autocast"""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Options:
-    ckpt: str = MISSING
-    input: str = MISSING
-    output: str = MISSING
+    ckpt: str
+    input: str
+    output: str
     overwrite: bool = False
-    which: str | None = None
-    w: list[float] = field(default_factory=lambda: [0.5])
+    which: official.Which | None = None
+    w: tuple[float, ...] = (0.5,)
     tile_px: int = 512
     overlap_px: int = 64
     device: str = "auto"
     bf16: bool = False
+
+
+def fidelities(text: str) -> tuple[float, ...]:
+    """0.5 or [0,0.5,1]. Raises ValueError: another form, none, or one that is below 0 or not finite."""
+    found = tuple(float(each) for each in text.removeprefix("[").removesuffix("]").split(","))
+    if not all(0 <= w < float("inf") for w in found):
+        raise ValueError(text)
+    return found
+
+
+# Key -> what reads its text (KeyError or ValueError where it can't), and what to give; all others are taken as they stand.
+READERS: dict[str, tuple[Callable[[str], Any], str]] = {
+    **dict.fromkeys(("ckpt", "input", "output"), (os.path.expanduser, "a path")),
+    **dict.fromkeys(("overwrite", "bf16"), ({"true": True, "false": False}.__getitem__, "true or false")),
+    **dict.fromkeys(("tile_px", "overlap_px"), (int, "a whole number of pixels")),
+    "which": ({"ema": "ema", "network": "network"}.__getitem__, "ema or network"),
+    "w": (fidelities, "a fidelity of 0 or more, or several as in w=[0,0.5,1]"),
+}
 
 
 def main() -> None:
@@ -57,63 +76,62 @@ def main() -> None:
         print(HELP)
         return
     try:
-        failed = restore_folder(options_of(sys.argv[1:]))
+        if not restore_folder(options_of(sys.argv[1:])):
+            sys.exit(1)
     except (ValueError, OSError) as error:
         fail(str(error))
-    if failed:
-        fail("\n".join(failed))
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from there", file=sys.stderr)
+        sys.exit(130)  # as a shell says it of Ctrl-C
 
 
 def options_of(arguments: list[str]) -> Options:
     """KEY=VALUE arguments. Raises ValueError: an unknown key, a value of the wrong kind, or one that is missing."""
     known = [each.name for each in fields(Options)]
+    given: dict[str, Any] = {}
     for argument in arguments:
-        key, equals, _ = argument.partition("=")
+        key, equals, text = argument.partition("=")
         if key not in known or not equals:
             raise ValueError(f"{argument}: give KEY=VALUE with a key of {', '.join(known)}{nearest(key, known)}")
-    listed = [f"w=[{each.removeprefix('w=').strip('[]')}]" if each.startswith("w=") else each for each in arguments]
-    try:
-        options = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Options), OmegaConf.from_dotlist(listed)))
-    except OmegaConfBaseException as error:
-        key = error.full_key or "ckpt"
-        missing = f"{key} is not set: give ckpt=FILE input=DIR output=DIR"
-        raise ValueError(missing if "Missing" in type(error).__name__ else f"{key}: {error.msg}".partition("\n")[0]) from error
-    assert isinstance(options, Options)
-    if options.which not in (None, "ema", "network"):
-        raise ValueError(f"which={options.which}: give ema or network")
-    return options
+        read, wanted = READERS.get(key, (str, ""))
+        try:
+            given[key] = read(text)
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"{argument}: give {wanted}") from error
+    if missing := [key for key in ("ckpt", "input", "output") if not given.get(key)]:
+        raise ValueError(f"{missing[0]} is not set: give ckpt=FILE input=DIR output=DIR")
+    return Options(**given)
 
 
-def restore_folder(options: Options) -> list[str]:
-    """Restores every image that has no output yet, and says how it went.
+def restore_folder(options: Options) -> bool:
+    """Restores every image that has no output yet. However it ends, it says how many were restored and what went wrong.
 
-    Returns: what went wrong with single images: files that can't be read, or are too small for the network.
+    Returns: False where images are left out: they can't be read or written, or the network can't restore them.
     Raises:  ValueError, OSError: nothing can be restored, or the disk is full.
     """
-    source, outputs = open_input(options.input), Path(options.output)
-    targets = [outputs / PurePosixPath(path).with_suffix(".png") for path in source.paths]
-    if len(set(targets)) < len(targets):
-        twice = next(target for target in targets if targets.count(target) > 1)
-        raise ValueError(
-            f"input={options.input}: several images would become {twice}, as they differ by suffix alone: rename one"
-        )
+    source = open_input(options.input)
+    targets = outputs_of(source, options)
     left = [i for i, target in enumerate(targets) if options.overwrite or not target.exists()]
     restore, device = restorer(options)
-    failed, seconds = [], 0.0
-    for i in tqdm(left, unit="image", disable=len(left) < 2 or not sys.stderr.isatty()):
-        start = time.perf_counter()
-        try:
-            restored = restore(to_tensor(read_image(source, i))[None].to(device))[0]
-        except (UnreadableImage, ValueError) as error:
-            failed.append(str(error) if source.name(i) in str(error) else f"{source.name(i)}: {error}")
-            continue
-        targets[i].parent.mkdir(parents=True, exist_ok=True)
-        write_png(targets[i], restored)
-        seconds += time.perf_counter() - start
-    done = len(left) - len(failed)
-    pace = f", {seconds / done:.2f} s an image on {device}" if done else ""
-    print(f"{done} of {len(targets)} images restored into {outputs}{pace}; {len(targets) - len(left)} were there already")
-    return failed
+    failed: list[str] = []
+    done, seconds = 0, 0.0
+    try:
+        for i in tqdm(left, unit="image", disable=len(left) < 2 or not sys.stderr.isatty()):
+            start = time.perf_counter()
+            try:
+                write(targets[i], restore(to_tensor(read_image(source, i))[None])[0])
+            except ValueError as error:
+                failed.append(str(error) if source.name(i) in str(error) else f"{source.name(i)}: {error}")
+                continue
+            done += 1
+            seconds += time.perf_counter() - start
+    finally:
+        pace = f", {seconds / done:.2f} s an image on {device}" if done else ""
+        there = len(targets) - len(left)
+        print(f"{done} of {len(targets)} images restored into {options.output}{pace}; {there} were there already", flush=True)
+        for message in failed:
+            print(f"error: {message}", file=sys.stderr)
+    return not failed
 
 
 def open_input(path: str) -> Files:
@@ -123,28 +141,96 @@ def open_input(path: str) -> Files:
     return ImageFolder(root=path)
 
 
-def restorer(options: Options) -> tuple[Callable[[Tensor], Tensor], torch.device]:
-    """(1, 3, h, w) in [0, 1] to the restored image, or to a strip of one for each w; and the device it wants its input on."""
-    name = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
+def outputs_of(source: Files, options: Options) -> list[Path]:
+    """Where the restored images go, in a folder that is there then.
+
+    Raises: ValueError: two would be one file, an input would be overwritten or outputs lie among the inputs, or no such
+            folder can be made.
+    """
+    folder = Path(options.output)
+    targets = [folder / PurePosixPath(path).with_suffix(".png") for path in source.paths]
+    target, count = Counter(targets).most_common(1)[0]
+    if count > 1:
+        raise ValueError(
+            f"input={options.input}: several images would become {target}, as they differ by suffix alone: rename one"
+        )
+    within = Path(options.input).is_dir() and folder.resolve().is_relative_to(source.root.resolve())
+    inputs = {Path(source.name(i)).resolve() for i in range(len(source))}
+    if within or any(target.resolve() in inputs for target in targets):
+        raise ValueError(f"output={options.output} is where the input lies: give another folder")
     try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device={name} can't be used: {str(error).partition(chr(10))[0]}; give device=cpu or cuda") from error
-    network: nn.Module = official.build(options.ckpt, options.which).to(device)  # type: ignore[arg-type]
-    multiple = int(getattr(network, "multiple", 1))
-    tiles = {"tile_px": options.tile_px, "overlap_px": options.overlap_px, "multiple": multiple}
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"output={options.output} can't be made a folder ({error.strerror}): give another") from error
+    return targets
+
+
+def restorer(options: Options) -> tuple[Callable[[Tensor], Tensor], torch.device]:
+    """(1, 3, h, w) in [0, 1] to the restored image, or to a strip of one for each w; both on the CPU. And where it computes.
+
+    Raises: ValueError: ckpt, device or tiles can't be used. The function raises it for an image that is not of the network's
+            size or needs more memory than there is, and where the restored one is not finite.
+    """
+    device = usable_device(options.device)
+    network: nn.Module = official.build(options.ckpt, options.which).to(device)
+    multiple = getattr(network, "multiple", None)  # only networks of windows have it; the others need the whole image
+    rounded(options.tile_px, options.overlap_px, multiple or 1)
     takes_w = "w" in inspect.signature(network.forward).parameters
     ways: list[dict[str, Any]] = [{"w": w, "adain": True} for w in options.w] if takes_w else [{}]
 
-    def restored(lq: Tensor, way: dict[str, Any]) -> Tensor:
-        made = network(lq, **way)
+    def on_device(lq: Tensor, way: dict[str, Any]) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=options.bf16):
+            made = network(lq.to(device), **way)
         return made if isinstance(made, Tensor) else made.restored
+
+    def restored(lq: Tensor, way: dict[str, Any]) -> Tensor:
+        if multiple is None:
+            return on_device(lq, way).float().cpu()
+        tiles = {"tile_px": options.tile_px, "overlap_px": options.overlap_px, "multiple": multiple}
+        return restore_tiled(partial(on_device, way=way), lq, **tiles)
 
     @torch.inference_mode()
     def restore(lq: Tensor) -> Tensor:
-        with torch.autocast(device.type, torch.bfloat16, enabled=options.bf16):
-            strip = [restore_tiled(partial(restored, way=way), lq, **tiles) for way in ways]
-        return torch.cat(strip, dim=-1).float()
+        try:
+            strip = [restored(lq, way) for way in ways]
+            image = torch.cat(strip, dim=-1) if len(strip) > 1 else strip[0]
+            finite = bool(image.isfinite().all())
+        except (RuntimeError, MemoryError) as error:
+            from train.memory import ran_out  # loads Lightning
+
+            if not ran_out(error):
+                raise
+            height, width = lq.shape[-2:]
+            way_out = [f"set tile_px below {min(options.tile_px, max(height, width))}"] if multiple else []
+            way_out += ["device=cpu"] if device.type != "cpu" else []
+            advice = ", or ".join(way_out) or "take a machine with more"
+            raise ValueError(f"memory ran out on its {width}x{height} pixels: {advice}") from error
+        if not finite:
+            raise ValueError("the network's output is not finite")
+        return image
 
     return restore, device
+
+
+def usable_device(name: str) -> torch.device:
+    """The device of a name; auto is cuda where there is one. Raises ValueError: it can't hold a tensor, or not give it back."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device={name} can't be used: {str(error).partition(chr(10))[0]}; give device=cpu or cuda") from error
+    return device
+
+
+def write(target: Path, image: Tensor) -> None:
+    """(3, h, w) into a PNG. Raises ValueError: nothing can have this name; OSError: nothing at all can be written."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_png(target, image)
+    except OSError as error:
+        message = f"{target} can't be written: {error.strerror or error}"
+        if error.errno in (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST):
+            raise ValueError(message) from error
+        raise OSError(f"{message}; what was written is whole: mend this and give the same command again to go on") from error

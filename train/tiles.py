@@ -1,4 +1,4 @@
-"""Inference on images of any size by overlapping tiles: memory follows the tile, and no seam shows."""
+"""Inference on images of any size by overlapping tiles; the network's memory follows the tile."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def restore_tiled(restore: Callable[[Tensor], Tensor], lq: Tensor, *, tile_px: int, overlap_px: int, multiple: int) -> Tensor:
-    """An image restored tile by tile; one that a tile can hold goes through whole.
+    """An image restored tile by tile, in float32 on the CPU; one that a tile can hold goes through whole.
 
     Neighbours overlap by overlap_px (the last of a row by more). Of the overlap a tile's outer quarter is thrown away, where
     it sees its cut edge, and over the middle half it is blended with its neighbour. So every pixel comes from tiles that see
@@ -17,39 +17,45 @@ def restore_tiled(restore: Callable[[Tensor], Tensor], lq: Tensor, *, tile_px: i
              lq: (b, 3, h, w) in [0, 1].
              tile_px: side of a tile in LQ pixels; it and overlap_px are rounded up to multiples of the next.
              multiple: tiles start at multiples of it, so that windows of attention lie where they lie in the whole image.
-    Raises:  ValueError: the overlap is negative, or more than half a tile.
+    Raises:  ValueError: what `rounded` says.
     """
-    tile_px, overlap_px = (-(-px // multiple) * multiple for px in (tile_px, overlap_px))
-    if not 0 <= 2 * overlap_px <= tile_px:
-        raise ValueError(
-            f"tile_px={tile_px} and overlap_px={overlap_px} (multiples of {multiple}): the overlap must be 0 to half a tile"
-        )
+    tile, overlap = rounded(tile_px, overlap_px, multiple)
     height, width = lq.shape[-2:]
-    if max(height, width) <= tile_px:
-        return restore(lq)
     total = weights = torch.empty(0)
-    for top in starts(height, tile_px, overlap_px, multiple):
-        for left in starts(width, tile_px, overlap_px, multiple):
-            bottom, right = min(top + tile_px, height), min(left + tile_px, width)
-            part = restore(lq[..., top:bottom, left:right])
+    for top, bottom in spans(height, tile, overlap, multiple):
+        for left, right in spans(width, tile, overlap, multiple):
+            part = restore(lq[..., top:bottom, left:right]).float().cpu()
             scale = part.shape[-1] // (right - left)
             if not total.numel():
-                total = part.new_zeros(*lq.shape[:2], scale * height, scale * width)
-                weights = part.new_zeros(1, 1, scale * height, scale * width)
-            rows = ramp(top, bottom, height, overlap_px, scale).to(part)
-            weight = rows[:, None] * ramp(left, right, width, overlap_px, scale).to(part)
-            place = (..., slice(scale * top, scale * bottom), slice(scale * left, scale * right))
-            total[place] += part * weight
-            weights[place] += weight
-    return total / weights
+                total = torch.zeros(*lq.shape[:2], scale * height, scale * width)
+                weights = torch.zeros(scale * height, scale * width)
+            weight = ramp(top, bottom, height, overlap, scale)[:, None] * ramp(left, right, width, overlap, scale)
+            rows, columns = slice(scale * top, scale * bottom), slice(scale * left, scale * right)
+            total[..., rows, columns] += part * weight
+            weights[rows, columns] += weight
+    return total.div_(weights)
 
 
-def starts(length: int, tile: int, overlap: int, multiple: int) -> list[int]:
-    """Where tiles start along a side; the last reaches its end, and is as long as the others or up to `multiple` shorter."""
-    if length <= tile:
-        return [0]
-    last = -((tile - length) // multiple) * multiple  # rounded up: a tile may be shorter, not longer
-    return [*range(0, last, tile - overlap), last]
+def rounded(tile_px: int, overlap_px: int, multiple: int) -> tuple[int, int]:
+    """Both as multiples. Raises ValueError: no pixel in a tile, or an overlap that is negative or more than half a tile."""
+    if tile_px < 1 or overlap_px < 0:
+        raise ValueError(
+            f"tile_px={tile_px} with overlap_px={overlap_px}: give a tile of 1 or more, and an overlap of 0 or more"
+        )
+    tile, overlap = (-(-px // multiple) * multiple for px in (tile_px, overlap_px))
+    if 2 * overlap > tile:
+        raise ValueError(
+            f"tile_px={tile_px} with overlap_px={overlap_px} ({tile} with {overlap} as multiples of the network's {multiple}): "
+            f"the overlap is more than half a tile: give an overlap_px of at most {tile // 2 // multiple * multiple}, "
+            f"or a tile_px of at least {2 * overlap}"
+        )
+    return tile, overlap
+
+
+def spans(length: int, tile: int, overlap: int, multiple: int) -> list[tuple[int, int]]:
+    """Starts and stops of the tiles along a side; the last reaches its end, and may be up to multiple - 1 longer."""
+    last = max(length - tile, 0) // multiple * multiple
+    return [*((start, start + tile) for start in range(0, last, tile - overlap)), (last, length)]
 
 
 def ramp(start: int, stop: int, length: int, overlap: int, scale: int) -> Tensor:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
+SSIM_WINDOW_PX = 11
+
 
 class Validation(nn.Module):
     """Mean PSNR (dB), SSIM and LPIPS over images, on RGB in [0, 1]; every task calls reset, update, compute in turn.
@@ -79,9 +81,15 @@ class Validation(nn.Module):
         self._rows += rows[: self.pictures - len(self._rows)].cpu()
 
     def _compared(self, image: Tensor) -> Tensor:
-        """The part of an image that PSNR and SSIM see."""
+        """The part of an image that PSNR and SSIM see. Raises ValueError: less than SSIM's window is left."""
         border = self.border_px
-        image = image[..., border : image.shape[-2] - border, border : image.shape[-1] - border]
+        height, width = image.shape[-2:]
+        if min(height, width) - 2 * border < SSIM_WINDOW_PX:
+            raise ValueError(
+                f"validation.border_px={border} leaves less of an image of {height}x{width} than the {SSIM_WINDOW_PX} pixels a "
+                "side that SSIM needs: give larger images or a narrower border"
+            )
+        image = image[..., border : height - border, border : width - border]
         return luma_of(image) if self.luma else image
 
     def compute(self) -> dict[str, Tensor]:

@@ -54,7 +54,7 @@ def test_nothing_is_overlooked() -> None:
         "experiment": 11,
         "loss": 12,
         "data": 9,
-        "network": 8,
+        "network": 11,
         "trainer": 6,
         "logger": 3,
         "adversary": 2,

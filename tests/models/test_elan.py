@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.elan import PlainELAN
 from models.elan import ELAN, Moved, window_orders
-from models.families import full_state, write_elan
+from models.families import full_state, recognise, write_elan
 from models.official import CheckpointError, build, export, load_into
 from models.reorder import Reorder
 from tests.parity import fill
@@ -135,6 +135,30 @@ def test_a_file_of_another_range_is_refused(tmp_path: Path) -> None:
     load_into(tiny(scale=2), tmp_path / "unit.pt")
 
 
-def test_image_skip_has_no_official_form() -> None:
-    with pytest.raises(CheckpointError, match="image_skip=true has no official form"):
-        write_elan(tiny(image_skip=True))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("img_range", [255.0, 1.0])
+def test_a_file_above_x1_tells_its_range_at_any_precision(dtype: torch.dtype, img_range: float, tmp_path: Path) -> None:
+    network = tiny(scale=2, img_range=img_range).eval().to(dtype).float()  # the file's values
+    state = full_state(network)
+    state = {key: value.to(dtype) if value.is_floating_point() else value for key, value in state.items()}
+    torch.save({"model_state_dict": state}, tmp_path / "x2.pt")
+    again = build(tmp_path / "x2.pt")
+    with torch.no_grad():
+        network.mean.copy_(again.mean)  # a constant, which the file's precision doesn't touch
+        torch.testing.assert_close(again(image(1, 3, 16, 16)), network(image(1, 3, 16, 16)), rtol=0, atol=0)
+    assert recognise(state).arguments["img_range"] == img_range
+    assert recognise(state).assumed == ["window_sizes=[4, 8, 16]: no key tells; so they are in every official file"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"image_skip": True}, "image_skip=true has no official form"),
+        ({"img_range": 1.0}, "img_range=1 at scale 1 has no official form"),
+        ({"window_sizes": [2, 4, 8]}, r"window_sizes=\[2, 4, 8\] has no official form"),
+        ({"window_sizes": [2, 4, 8], "scale": 2}, r"window_sizes=\[2, 4, 8\] has no official form"),
+    ],
+)
+def test_what_no_file_tells_has_no_official_form(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(CheckpointError, match=f"{says}.*use --format safetensors"):
+        write_elan(tiny(**{"img_range": 255.0, **changes}))

@@ -33,7 +33,8 @@ class Case:
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        return json.loads(self.path.read_text())
+        facts = json.loads(self.path.read_text())
+        return facts | {"outputs": _listed(facts)} if isinstance(facts.get("outputs"), dict) else facts
 
     @cached_property
     def stored(self) -> dict[str, Tensor]:
@@ -54,7 +55,7 @@ class Case:
     def tolerances(self, entry: dict[str, Any]) -> tuple[float, float]:
         """atol and rtol of an output: its own, or those of the case (degradations)."""
         if "atol" in entry:
-            return entry["atol"], RTOL
+            return entry["atol"], entry.get("rtol", RTOL)
         common = self.facts["tolerance"]
         tolerance = common.get(entry["name"], common)
         return (0.0, 0.0) if tolerance.get("exact") else (tolerance["atol"], tolerance["rtol"])
@@ -72,6 +73,28 @@ class Apart:
     share: float = 0.0
     most: float = 0.0
     skip: bool = False
+
+
+def _listed(facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """The outputs of a case that has them by name (ircontrolnet), as those that list them. Nothing of theirs is sampled."""
+    listed = []
+    for name, entry in facts["outputs"].items():
+        assert entry["stored"] == "full", f"{name}: {entry['stored']}"
+        assert entry.get("stride") in (None, 1), f"{name}: stride {entry['stride']}"
+        atol, rtol = _tolerance(name, facts["tolerance"])
+        listed.append({"name": name, "full_shape": entry["shape"], "sampling": "full", "atol": atol, "rtol": rtol})
+    return listed
+
+
+def _tolerance(name: str, common: dict[str, Any]) -> tuple[float, float]:
+    """Of one output: its tables of schedules and tokens have their own."""
+    if common.get("exact") or name.endswith("/timesteps"):
+        return 0.0, 0.0
+    if "tables_rtol" not in common:
+        return common["atol"], common.get("rtol", 0.0)
+    if name.startswith("rescaled_cfg"):
+        return common["rescaled_cfg_atol"], 0.0
+    return 0.0, common["betas_rtol" if name.endswith(("/betas", "/alphas_cumprod")) else "tables_rtol"]
 
 
 def folders() -> list[Path]:

@@ -15,7 +15,7 @@ from models.arcface import ResNetArcFace
 from models.discriminators import VQGANDiscriminator
 from models.vgg import BLOCKS, VGG19Features
 from tests.parity import fill
-from tests.parity.cases import Apart, Case
+from tests.parity.cases import Case
 
 Outputs = dict[str, Tensor]
 VGG_LAYERS = {"conv1_2": 0.1, "conv2_2": 0.1, "conv3_4": 1.0, "conv4_4": 1.0, "conv5_4": 1.0}
@@ -91,7 +91,7 @@ def gradient(loss: Tensor, at: Tensor) -> Tensor:
     return torch.autograd.grad(loss, at, retain_graph=True)[0]
 
 
-def codeformer_losses(case: Case) -> Outputs:
+def codeformer_adversarial_losses(case: Case) -> Outputs:
     x = given(case)
     fake, real = x["fake_logits"], x["real_logits"]
     weight, bias = (0.1 * x["last_weight"]).requires_grad_(), 0.1 * x["last_bias"]
@@ -169,16 +169,4 @@ RUNNERS: dict[str, Callable[[Case], Outputs]] = {
     "adaface/*": adaface,
     "gfpgan/arcface_small": arcface,
     "codeformer/vqgan_disc_small": vqgan_discriminator,
-    "codeformer/losses": codeformer_losses,
-    "gfpgan/losses": gfpgan_losses,
-}
-LATER = ("cross_entropy_w0.5", "feat_mse_w1.0", "idx", "lpips_mean", "lpips_grad_norm_a", "lpips_grad_a")
-PARTS = ("l_p_*", "pyramid_*", "comp_style_*")
-APART: dict[str, Apart] = {
-    **{f"codeformer/losses {name}": Apart(skip=True) for name in LATER},
-    **{f"gfpgan/losses {name}": Apart(skip=True) for name in PARTS},
-}
-LESS: dict[str, str] = {
-    "codeformer/losses": "cross_entropy, feat_mse, idx and LPIPS normalised twice: terms of CodeFormer, which isn't here yet",
-    "gfpgan/losses": "l_p_*, pyramid_* and comp_style_*: terms of GFPGAN, which isn't here yet",
 }

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from models.elan import ELAN
 from models.swinir import SwinIR
-from tests.parity import codeformer, degradations, distributions, gan
+from tests.parity import codeformer, degradations, distributions, gan, gfpgan
 from tests.parity.cases import Apart, Case
 
 FIXED = {"qkv_bias": True, "ape": False, "patch_norm": True, "patch_size": 1}  # what SwinIR's files have in common
@@ -84,21 +84,29 @@ def run_with_middle(network: nn.Module, lq: Tensor, middle: list[str]) -> dict[s
     return produced
 
 
+def ircontrolnet(case: Case) -> dict[str, Tensor]:
+    from tests.parity import ircontrolnet as runners  # here, as it imports diffusers, which takes seconds
+
+    return runners.run(case)
+
+
 RUNNERS: dict[str, Callable[[Case], dict[str, Tensor]]] = {  # pattern of FAMILY/NAME -> function; the first that fits
     "swinir/*": swinir,
     "elan/*": elan,
     **codeformer.RUNNERS,
     **degradations.RUNNERS,
     **gan.RUNNERS,
+    **gfpgan.RUNNERS,
+    "ircontrolnet/*": ircontrolnet,
 }
-APART: dict[str, Apart] = degradations.APART | gan.APART
+# The published chain ends with a truncation, so a rounding becomes a whole level.
+APART: dict[str, Apart] = degradations.APART | {"ircontrolnet/pipeline_stage2_* uint8": Apart(share=0.005, most=1)}
 
 # Cases that are compared in another way than they were made, with what is not compared; reported by name.
 LESS: dict[str, str] = {
     "swinir/diffbir_ws8_padded": "that a 124x62 image comes out as 128x64: ours is cropped to 124x62; all values are compared",
     **degradations.LESS,
     **distributions.LESS,
-    **gan.LESS,
 }
 
 

@@ -1,4 +1,4 @@
-"""Tiles: no seam, nothing lost, memory that follows the tile."""
+"""Tiles: the values of the whole image where the overlap allows it, nothing lost, memory that follows the tile."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from models.elan import ELAN
 from tests.parity import fill
-from train.tiles import ramp, restore_tiled, starts
+from train.tiles import ramp, restore_tiled, spans
 
 
 def image(height: int, width: int) -> Tensor:
@@ -38,7 +38,22 @@ def test_one_tile_is_the_whole_image() -> None:
 
     assert torch.equal(restore_tiled(restore, image(64, 30), tile_px=64, overlap_px=16, multiple=16), image(64, 30))
     restore_tiled(restore, image(100, 30), tile_px=64, overlap_px=16, multiple=16)
-    assert calls == [(64, 30), (64, 30), (52, 30)], "none is larger than a tile, and they start at multiples of 16"
+    assert calls == [(64, 30), (64, 30), (68, 30)], "they start at multiples of 16, and none is thinner than a tile"
+
+
+def test_the_sum_is_made_on_the_cpu_in_float32() -> None:
+    class Elsewhere(Tensor):
+        """As on a GPU: only `cpu` makes a plain tensor of it, which others can be added to."""
+
+        def __mul__(self, other: Tensor) -> Tensor:  # type: ignore[override]
+            raise AssertionError("two devices in one product")
+
+        def cpu(self) -> Tensor:  # type: ignore[override]
+            return self.as_subclass(Tensor)
+
+    made = restore_tiled(lambda x: x.bfloat16().as_subclass(Elsewhere), image(64, 100), tile_px=64, overlap_px=16, multiple=1)
+    assert (type(made), made.dtype) == (Tensor, torch.float32)
+    torch.testing.assert_close(made, image(64, 100).bfloat16().float())
 
 
 @pytest.mark.parametrize(
@@ -61,14 +76,28 @@ def test_a_step_between_tiles_is_blended() -> None:
 
 
 def test_places_by_hand() -> None:
-    assert starts(100, 64, 16, 16) == [0, 48]
-    assert starts(64, 64, 16, 16) == [0]
-    assert starts(200, 64, 16, 8) == [0, 48, 96, 136]
+    assert spans(100, 64, 16, 16) == [(0, 64), (32, 100)]
+    assert spans(64, 64, 16, 16) == [(0, 64)]
+    assert spans(30, 64, 16, 16) == [(0, 30)]
+    assert spans(200, 64, 16, 8) == [(0, 64), (48, 112), (96, 160), (136, 200)]
+    assert spans(65, 32, 0, 16) == [(0, 32), (32, 65)], "no last tile of one pixel"
     assert ramp(0, 8, 8, 4, 1).tolist() == [1] * 8
     assert ramp(4, 12, 12, 4, 1).tolist() == [0, 0.25, 0.75, 1, 1, 1, 1, 1]
 
 
-@pytest.mark.parametrize("overlap", [-16, 48])
-def test_an_overlap_that_makes_no_sense(overlap: int) -> None:
-    with pytest.raises(ValueError, match=rf"tile_px=64 and overlap_px={overlap} .*0 to half a tile"):
-        restore_tiled(lambda x: x, image(128, 128), tile_px=64, overlap_px=overlap, multiple=16)
+@pytest.mark.parametrize(
+    ("tile", "overlap", "says"),
+    [
+        (64, -5, "tile_px=64 with overlap_px=-5: give a tile of 1 or more, and an overlap of 0 or more"),
+        (0, 0, "tile_px=0 with overlap_px=0: give a tile of 1 or more"),
+        (-5, 64, "tile_px=-5 with overlap_px=64: give a tile of 1 or more"),
+        (
+            *(40, 20),
+            r"tile_px=40 with overlap_px=20 \(48 with 32 as multiples of the network's 16\): the overlap is more than half a "
+            "tile: give an overlap_px of at most 16, or a tile_px of at least 64",
+        ),
+    ],
+)
+def test_settings_that_make_no_sense(tile: int, overlap: int, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        restore_tiled(lambda x: x, image(128, 128), tile_px=tile, overlap_px=overlap, multiple=16)

@@ -78,3 +78,16 @@ def test_mixed_precision_does_not_touch_the_metrics() -> None:
         values.append({name: value.item() for name, value in validation.compute().items()})
     assert values[0] == values[1]
     assert values[1]["ssim_lq"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("side", "border", "fits"), [(26, 8, False), (27, 8, True), (16, 8, False), (10, 0, False)])
+def test_a_border_that_leaves_less_than_ssim_needs(side: int, border: int, fits: bool) -> None:
+    validation = Validation(lpips=None, pictures=0, luma=False, border_px=border)
+    images = {name: torch.zeros(1, 3, side, side + 4) for name in ("restored", "lq", "hq")}
+    if fits:
+        validation.update(**images)
+        return
+    with pytest.raises(
+        ValueError, match=rf"validation\.border_px={border} leaves less of an image of {side}x{side + 4} than the 11"
+    ):
+        validation.update(**images)

@@ -1,0 +1,29 @@
+"""Terms on parts of a face that have a discriminator of their own."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from losses.features import gram
+from losses.weighted import Loss, Weight
+
+WEIGHTS = (0.5, 1.0)  # of the two layers
+
+
+class ComponentStyle(Loss):
+    """L1 between Gram matrices of a part's two features, in its own discriminator (Wang et al. 2021, eq. 5).
+
+    Args: of: the discriminator's name, whose features are those of models.components.FacialComponentDiscriminator.
+    """
+
+    def __init__(self, *, weight: Weight, of: str) -> None:
+        super().__init__(weight=weight)
+        self.of = of
+
+    def forward(self, fake_features: Mapping[str, Sequence[Tensor]], real_features: Mapping[str, Sequence[Tensor]]) -> Tensor:
+        with torch.autocast(fake_features[self.of][0].device.type, enabled=False):  # Gram matrices are sums over all pixels
+            pairs = zip(WEIGHTS, fake_features[self.of], real_features[self.of], strict=True)
+            distances = [w * F.l1_loss(gram(fake.float()), gram(real.float().detach())) for w, fake, real in pairs]
+            return torch.stack(distances).sum()

@@ -1,0 +1,77 @@
+"""The parts of a face that GFPGAN judges by themselves: eyes and mouth (Wang et al. 2021, arXiv:2101.04061, section 3.3).
+
+Where they are comes as components (b, 3, 3): for left eye, right eye and mouth the centre's x and y and half a side, in
+pixels of the image. "Left" is on the left of the image.
+"""
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import roi_align
+
+from models.stylegan2 import GAIN, ConvLayer, Resampler, activated
+from models.vqgan import laid_out
+
+PARTS = ("left_eye", "right_eye", "mouth")
+
+
+def mirrored(components: Tensor, width_px: int) -> Tensor:
+    """(b, 3, 3) of images to those of the same images mirrored, in which the eyes change places.
+
+    x becomes width_px - x, as in the reference: half a pixel beside the mirrored pixel centres.
+    """
+    swapped = components[:, [1, 0, 2]]
+    return torch.cat([width_px - swapped[..., :1], swapped[..., 1:]], -1)
+
+
+def boxes_of(components: Tensor, *, eye_enlarge: float) -> Tensor:
+    """(b, 3, 3) to boxes (b, 3, 4): left, top, right, bottom in pixels (reference data/ffhq_degradation_dataset.py).
+
+    Args:    eye_enlarge: how many times as large the eyes' boxes are made, 1.4 as published.
+    Raises:  ValueError: components of another shape.
+    """
+    if components.ndim != 3 or components.shape[1:] != (3, 3):
+        raise ValueError(f"components of shape {tuple(components.shape)}: give (b, 3, 3), x, y and half a side of {PARTS}")
+    half = components[..., 2:] * components.new_tensor([eye_enlarge, eye_enlarge, 1.0]).view(3, 1)
+    center = components[..., :2]
+    return torch.cat([center - half + 1, center + half], -1)
+
+
+def cut(images: Tensor, boxes: Tensor, side_px: int) -> Tensor:
+    """One box of each image, resized (RoI align, He et al. 2017), (b, c, h, w) to (b, c, side_px, side_px); differentiable.
+
+    Args:    boxes: (b, 4) left, top, right, bottom; what lies outside of the image is black.
+             side_px: 80 for eyes and 120 for mouths of 512 px images, as published.
+    Raises:  ValueError: as many boxes as images are wanted.
+    """
+    if boxes.shape != (len(images), 4):
+        raise ValueError(f"boxes of shape {tuple(boxes.shape)} for {len(images)} images: give one each, ({len(images)}, 4)")
+    return roi_align(images, list(boxes.to(images.dtype).unsqueeze(1)), side_px, sampling_ratio=-1, aligned=False)
+
+
+class FacialComponentDiscriminator(nn.Module):
+    """Says of a part whether it is real, patch by patch; its widths are fixed.
+
+    Keys are those of TencentARC/GFPGAN gfpgan/archs/gfpganv1_arch.py.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = ConvLayer(3, 64, 3)
+        self.conv2 = ConvLayer(64, 128, 3, halves=True)
+        self.conv3 = ConvLayer(128, 128, 3)
+        self.conv4 = ConvLayer(128, 256, 3, halves=True)
+        self.conv5 = ConvLayer(256, 256, 3)
+        self.final_conv = ConvLayer(256, 1, 3, activate=False, bias=True)
+        self.resampler = Resampler([1.0, 3.0, 3.0, 1.0])
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(b, 3, h, w) in [0, 1] to logits (b, 1, h // 4, w // 4)."""
+        return self.final_conv(self.features(image)[-1])
+
+    def features(self, image: Tensor) -> list[Tensor]:
+        """For style losses: (b, 128, h // 2, w // 2) and (b, 256, h // 4, w // 4), after their activations."""
+        half = self.conv3(self._halved(self.conv1(laid_out(2 * image - 1)), self.conv2))
+        return [half, self.conv5(self._halved(half, self.conv4))]
+
+    def _halved(self, x: Tensor, layer: ConvLayer) -> Tensor:
+        return activated(self.resampler.halve_convolution(x, *layer.folded(GAIN)))

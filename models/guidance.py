@@ -1,0 +1,116 @@
+"""What steers sampling: classifier-free guidance by text, and DiffBIR's restoration guidance towards the first restoration."""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.diffusion import TIMESTEPS
+from models.sampling import Correct, Predict
+
+Model = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # latent, timesteps (b,), text, condition latent to the output
+
+STEP = 3000  # times the scale given, in the published code
+LUMA = (0.2989, 0.5870, 0.1140)
+SOBEL = ((-1.0, 0.0, 1.0), (-2.0, 0.0, 2.0), (-1.0, 0.0, 1.0))
+
+
+def guidance_scale(scale: float, timestep: int, rescale: bool) -> float:
+    """Of classifier-free guidance at a timestep: `scale` throughout, or, rescaled, from 1 (all noise) to 1 + scale (clean).
+
+    The published rule; a scale of 1 or less is not rescaled.
+    """
+    if not rescale or scale <= 1:
+        return scale
+    return 1 + scale * (1 - math.cos(math.pi * ((TIMESTEPS - timestep) / TIMESTEPS) ** 5)) / 2
+
+
+def guided(model: Model, *, condition: Tensor, positive: Tensor, negative: Tensor, scale: float, rescale: bool) -> Predict:
+    """Classifier-free guidance (Ho and Salimans 2022) with a negative prompt; both branches have the condition.
+
+    Args:    condition: (b, 4, h, w). positive, negative: text features (b, m, c).
+             scale: 1 is the positive prompt alone, at the cost of one branch.
+    Returns: latent and timestep to negative + scale * (positive - negative). It raises ValueError for an output that is not
+             finite, rather than going on with it.
+    """
+    both = torch.cat([negative, positive])
+
+    def predict(latent: Tensor, timestep: int) -> Tensor:
+        timesteps = torch.full((len(latent),), timestep, device=latent.device)
+        s = guidance_scale(scale, timestep, rescale)
+        if s == 1:
+            output = model(latent, timesteps, positive, condition)
+        else:
+            output = model(torch.cat([latent, latent]), timesteps.repeat(2), both, torch.cat([condition, condition]))
+            without, towards = output.chunk(2)
+            output = without + s * (towards - without)
+        if not output.isfinite().all():
+            raise ValueError(
+                f"the diffusion model's output at timestep {timestep} is not finite: {_culprit(latent, condition)}"
+            )
+        return output
+
+    return predict
+
+
+def _culprit(latent: Tensor, condition: Tensor) -> str:
+    for name, values in (("condition latent", condition), ("latent it was given", latent)):
+        if not values.isfinite().all():
+            return f"nor is the {name}"
+    return "take a wider precision (float32 or bfloat16), or check the weights"
+
+
+Loss = Callable[[Tensor], Tensor]  # a clean latent to one number
+
+
+def restoration_guidance(loss: Loss, *, scale: float, start: int, stop: int, repeats: int) -> Correct:
+    """Pulls the clean latent of each step towards the first restoration (Lin et al. 2023, section 3.3).
+
+    As in commit 9fb2107 of the official code, the last one where it reaches the sampler. The published values are
+    start=1001, stop=-1 (all steps), repeats=1.
+
+    Args:    loss: how far a clean latent is from it; `image_loss` or `latent_loss`.
+             scale: of the gradient. start, stop: it works while stop < timestep + 1 < start. repeats: in each step.
+    """
+
+    def correct(clean: Tensor, timestep: int, weight: float) -> Tensor:
+        if stop < timestep + 1 < start:
+            for _ in range(repeats):
+                with torch.enable_grad():
+                    leaf = clean.detach().requires_grad_()
+                    (gradient,) = torch.autograd.grad(loss(leaf), leaf)
+                clean = clean - STEP * scale / weight * gradient  # weight: of the clean latent in the step
+        return clean
+
+    return correct
+
+
+def image_loss(decode: Callable[[Tensor], Tensor], target: Tensor, *, weighted: bool) -> Loss:
+    """Compares images. decode: a latent to (b, 3, h, w), about [0, 1]. target: such images. weighted: by `flatness`."""
+    weight = flatness(target) if weighted else None
+    return lambda clean: squared_error(2 * decode(clean) - 1, 2 * target - 1, weight)
+
+
+def latent_loss(draw_target: Callable[[], Tensor]) -> Loss:
+    """Compares latents; each time the target's is another draw of its posterior."""
+    return lambda clean: squared_error(clean, draw_target())
+
+
+def squared_error(made: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean of each image, and the sum of these; weight (b, 1, h, w) multiplies the squares."""
+    squares = (made - target).square()
+    return (squares if weight is None else weight * squares).mean((1, 2, 3)).sum()
+
+
+def flatness(image: Tensor) -> Tensor:
+    """(b, 1, h, w), from 1 where an image (b, 3, h, w) in [0, 1] is flat to 0 where its luma has edges.
+
+    The same for each block of 2x2: 1 - tanh of the sum of their four gradients' lengths (Sobel).
+    """
+    luma = (image * image.new_tensor(LUMA)[:, None, None]).sum(1, keepdim=True)
+    sobel = image.new_tensor(SOBEL)
+    kernels = torch.stack([sobel, sobel.T])[:, None]
+    lengths = F.conv2d(F.pad(luma, (1, 1, 1, 1), mode="replicate"), kernels).square().sum(1, keepdim=True).sqrt()
+    return F.interpolate(1 - torch.tanh(4 * F.avg_pool2d(lengths, 2)), scale_factor=2)

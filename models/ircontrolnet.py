@@ -1,0 +1,371 @@
+"""IRControlNet (Lin et al. 2023, DiffBIR, arXiv:2308.15070): a trainable copy of the encoder of Stable Diffusion's UNet.
+
+It sees the latent of a first restoration beside the noisy latent, and steers the frozen UNet by what it adds to its skip
+connections. Keys are those of XPixelGroup/DiffBIR's published files (v1_face.pth, v2.pth, DiffBIR_v2.1.pt). Letters in
+shapes: b batch, c channels, n = h * w tokens of a map, m tokens of the text.
+"""
+
+import math
+from typing import Annotated, Any, cast
+
+import torch
+import torch.nn.functional as F
+from annotated_types import Gt, MinLen
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from models import ldm
+
+Positive = Annotated[int, Gt(0)]
+EMBEDDING = "controlnet_cond_embedding"  # of the condition, in diffusers
+
+
+class IRControlNet(nn.Module):
+    """Turns a noisy latent and a condition latent into one residual for each skip connection of the UNet, and for its middle.
+
+    As built, the residuals are zero, and the rest is drawn: `copy_encoder` makes it the copy that training starts from.
+
+    Args:    in_channels: of the noisy latent. hint_channels: of the condition latent.
+             model_channels: width of the first level. channel_mult: width of each level as a multiple of it, from high to
+                 low resolution. num_res_blocks: residual blocks of a level.
+             attention_resolutions: downsampling factors (not sizes) of the levels with attention; the middle always has it.
+             num_head_channels: channels of one attention head. context_dim: width of the text features.
+             gradient_checkpointing: recompute each block in the backward pass instead of keeping its activations.
+    Raises:  ValueError: widths that normalisation or heads can't divide, or a factor without a level.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: Positive,
+        hint_channels: Positive,
+        model_channels: Positive,
+        channel_mult: Annotated[list[Positive], MinLen(1)],
+        num_res_blocks: Positive,
+        attention_resolutions: list[Positive],
+        num_head_channels: Positive,
+        context_dim: Positive,
+        gradient_checkpointing: bool,
+    ) -> None:
+        super().__init__()
+        _check(model_channels, channel_mult, attention_resolutions, num_head_channels)
+        self.in_channels = in_channels
+        self.hint_channels = hint_channels
+        self.num_head_channels = num_head_channels
+        self.gradient_checkpointing = gradient_checkpointing
+        self.multiple = 2 ** (len(channel_mult) - 1)  # of a latent's sides
+        self.model_channels = width = model_channels
+        embedding = 4 * width
+        self.time_embed = nn.Sequential(nn.Linear(width, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
+        self.input_blocks = nn.ModuleList([Stage([nn.Conv2d(in_channels + hint_channels, width, 3, padding=1)])])
+        widths = [width]
+        for level, factor in enumerate(channel_mult):
+            for _ in range(num_res_blocks):
+                layers: list[nn.Module] = [ResBlock(width, factor * model_channels, embedding)]
+                width = factor * model_channels
+                if 2**level in attention_resolutions:
+                    layers.append(SpatialTransformer(width, width // num_head_channels, context_dim))
+                self.input_blocks.append(Stage(layers))
+                widths.append(width)
+            if level < len(channel_mult) - 1:
+                self.input_blocks.append(Stage([Downsample(width)]))
+                widths.append(width)
+        self.zero_convs = nn.ModuleList(zero_convolution(width) for width in widths)
+        self.middle_block = Stage(
+            [
+                ResBlock(width, width, embedding),
+                SpatialTransformer(width, width // num_head_channels, context_dim),
+                ResBlock(width, width, embedding),
+            ]
+        )
+        self.middle_block_out = zero_convolution(width)
+
+    def forward(self, latent: Tensor, timesteps: Tensor, text: Tensor, condition: Tensor) -> list[Tensor]:
+        """Args:    latent: (b, in_channels, h, w), noised to timesteps (b,), whole numbers in 0..999.
+                 text: (b, m, context_dim). condition: (b, hint_channels, h, w), the latent of the first restoration.
+        Returns: the residuals of the UNet's skip connections in the order it makes them, and last that of its middle block.
+        Raises:  ValueError: sides that can't be halved at each level, or a condition of another size.
+        """
+        if latent.shape[-2:] != condition.shape[-2:]:
+            raise ValueError(f"the condition is {tuple(condition.shape)}, the latent {tuple(latent.shape)}: sides must agree")
+        if any(side % self.multiple for side in latent.shape[-2:]):
+            h, w = latent.shape[-2:]
+            raise ValueError(
+                f"a latent of {h}x{w} (an image of {8 * h}x{8 * w}) can't be halved {self.multiple.bit_length() - 1} times: "
+                f"pad images to multiples of {8 * self.multiple}"
+            )
+        dtype = self.get_parameter("input_blocks.0.0.weight").dtype  # of the weights, which may be narrower than the latent's
+        embedding = self.time_embed(timestep_embedding(timesteps, self.model_channels).to(dtype))
+        x, text = torch.cat([latent, condition], 1).to(dtype), text.to(dtype)
+        residuals = []
+        for stage, zero in zip(self.input_blocks, self.zero_convs, strict=True):
+            x = self._run(stage, x, embedding, text)
+            residuals.append(zero(x))
+        return [*residuals, self.middle_block_out(self._run(self.middle_block, x, embedding, text))]
+
+    def _run(self, stage: nn.Module, x: Tensor, embedding: Tensor, text: Tensor) -> Tensor:
+        if self.gradient_checkpointing and self.training:
+            return cast(Tensor, checkpoint(stage, x, embedding, text, use_reentrant=False))
+        return stage(x, embedding, text)
+
+    def copy_encoder(self, unet: nn.Module) -> None:
+        """Take over encoder and middle block of diffusers' UNet2DConditionModel; the condition's channels begin with zeros.
+
+        With the zero convolutions as built, the UNet then does what it did without control.
+
+        Raises:  ValueError: a UNet of another form, such as one of SD 1.5; the network is left as it was.
+        """
+        config: Any = unet.config
+        state = ldm.to_official(unet.state_dict(), ldm.unet_names(config), "the UNet")
+        entry = "input_blocks.0.0.weight"
+        state[entry] = F.pad(state[entry], (0, 0, 0, 0, 0, self.hint_channels))
+        own = {key: value for key, value in self.state_dict().items() if not key.startswith(("zero_convs", "middle_block_out"))}
+        odd = [
+            f"{key} {tuple(state[key].shape) if key in state else 'missing'}, here {tuple(value.shape)}"
+            for key, value in own.items()
+            if key not in state or state[key].shape != value.shape
+        ]
+        extra = [key for key in state if key.startswith(("time_embed", "input_blocks", "middle_block")) and key not in own]
+        if odd or extra:
+            raise ValueError(
+                f"the UNet is of another form than the control network: {len(odd + extra)} keys differ, first "
+                f"{(odd + extra)[0]}; take Stable Diffusion 2.1-base, or network.* of this UNet{ldm.hint_of_sd1(config)}"
+            )
+        self.load_state_dict({key: state[key] for key in own}, strict=False)
+
+
+def to_diffusers(network: IRControlNet) -> nn.Module:
+    """diffusers' own ControlNetModel that gives the same residuals; `.save_pretrained(FOLDER)` writes it.
+
+    Its forward takes the noisy latent, the timestep, the text and, as `controlnet_cond`, the condition latent. The first
+    convolution is linear, so that its part for the condition fits into diffusers' embedding of a condition: two
+    convolutions with a SiLU between. The first makes x and -x of each channel, and silu(x) - silu(-x) = x.
+    """
+    from diffusers import ControlNetModel  # here, as it takes seconds, and nothing else in this file needs it
+
+    state = network.state_dict()
+    hint, latent = network.hint_channels, network.in_channels
+    config = ldm.unet_config({key: tuple(value.shape) for key, value in state.items()}, network.num_head_channels)
+    for decoder in ("out_channels", "up_block_types", "sample_size"):
+        del config[decoder]
+    config |= {
+        "in_channels": latent,
+        "conditioning_channels": hint,
+        "conditioning_embedding_out_channels": [2 * hint],
+        "global_pool_conditions": False,
+    }
+    entry = state["input_blocks.0.0.weight"]
+    state["input_blocks.0.0.weight"] = entry[:, :latent]
+    converted = ldm.to_diffusers(state, ldm.control_names(config), "the control network") | {
+        f"{EMBEDDING}.conv_in.weight": _both_signs(hint).to(entry),
+        f"{EMBEDDING}.conv_in.bias": entry.new_zeros(2 * hint),
+        f"{EMBEDDING}.conv_out.weight": torch.cat([entry[:, latent:], -entry[:, latent:]], 1),
+        f"{EMBEDDING}.conv_out.bias": entry.new_zeros(len(entry)),
+    }
+    made: Any = ControlNetModel(**config)
+    made.load_state_dict(converted, strict=True)
+    return made.eval()
+
+
+def from_diffusers(made: nn.Module) -> IRControlNet:
+    """The network of a ControlNetModel that `to_diffusers` made.
+
+    Raises:  ValueError: another ControlNetModel, such as one whose condition is an image.
+    """
+    config: Any = made.config
+    state = made.state_dict()
+    embedding = {key: state.pop(key) for key in list(state) if key.startswith(f"{EMBEDDING}.")}
+    hint = config["conditioning_channels"]
+    signs = embedding[f"{EMBEDDING}.conv_in.weight"]
+    if not torch.equal(signs, _both_signs(hint).to(signs)) or embedding[f"{EMBEDDING}.conv_out.bias"].any():
+        raise ValueError("the ControlNetModel takes an image as condition, or another latent: it is no IRControlNet")
+    official = ldm.to_official(state, ldm.control_names(config), "the ControlNetModel")
+    entry = official["input_blocks.0.0.weight"]
+    official["input_blocks.0.0.weight"] = torch.cat([entry, embedding[f"{EMBEDDING}.conv_out.weight"][:, :hint]], 1)
+    heads = config["attention_head_dim"]
+    heads = heads if isinstance(heads, int) else heads[-1]  # a number of heads, whatever its name says
+    network = IRControlNet(
+        **arguments({key: tuple(value.shape) for key, value in official.items()}, hint),
+        num_head_channels=config["block_out_channels"][-1] // heads,
+        gradient_checkpointing=False,
+    )
+    network.load_state_dict(official, strict=True)
+    return network.eval()
+
+
+def arguments(shapes: ldm.Shapes, hint_channels: int) -> dict[str, Any]:
+    """What the shapes of a file tell of the constructor's arguments: all but heads and checkpointing."""
+    found = ldm.layout(shapes)
+    return {
+        "in_channels": found.in_channels - hint_channels,
+        "hint_channels": hint_channels,
+        "model_channels": found.model_channels,
+        "channel_mult": found.channel_mult,
+        "num_res_blocks": found.num_res_blocks,
+        "attention_resolutions": found.attention_resolutions,
+        "context_dim": found.context_dim,
+    }
+
+
+def _both_signs(channels: int) -> Tensor:
+    """Weights (2c, c, 3, 3) of a convolution that gives each of c channels, and then the negative of each."""
+    identity = torch.eye(channels)
+    return F.pad(torch.cat([identity, -identity])[..., None, None], (1, 1, 1, 1))
+
+
+def _check(model_channels: int, channel_mult: list[int], attention_resolutions: list[int], num_head_channels: int) -> None:
+    widths = [model_channels, *(factor * model_channels for factor in channel_mult)]
+    if wrong := [width for width in widths if width % 32]:
+        raise ValueError(
+            f"network.model_channels={model_channels}: widths are multiples of 32 (its norms' groups), not {wrong[0]}"
+        )
+    factors = [2**level for level in range(len(channel_mult))]
+    if unknown := [factor for factor in attention_resolutions if factor not in factors]:
+        raise ValueError(
+            f"network.attention_resolutions={attention_resolutions}: no level has factor {unknown[0]}; "
+            f"with channel_mult={channel_mult} the factors are {factors}"
+        )
+    attentive = [m * model_channels for factor, m in zip(factors, channel_mult, strict=True) if factor in attention_resolutions]
+    if wrong := [width for width in (*attentive, widths[-1]) if width % num_head_channels]:
+        raise ValueError(f"network.num_head_channels={num_head_channels} does not divide the width {wrong[0]}")
+
+
+def timestep_embedding(timesteps: Tensor, dim: int) -> Tensor:
+    """(b,) to float32 (b, dim): cosines, then sines, of dim / 2 frequencies that fall from 1 towards 1e-4 in even ratios."""
+    half = dim // 2
+    frequencies = torch.exp(-math.log(10_000) / half * torch.arange(half, dtype=torch.float32, device=timesteps.device))
+    angles = timesteps[:, None].float() * frequencies
+    return torch.cat([angles.cos(), angles.sin()], 1)
+
+
+def zero_convolution(channels: int) -> nn.Sequential:
+    """A 1x1 convolution that gives zero until it is trained."""
+    convolution = nn.Conv2d(channels, channels, 1)
+    nn.init.zeros_(convolution.weight)
+    nn.init.zeros_(cast(Tensor, convolution.bias))
+    return nn.Sequential(convolution)
+
+
+class Stage(nn.ModuleList):
+    """The layers between two skip connections; each is given what it takes of timestep and text."""
+
+    def forward(self, x: Tensor, embedding: Tensor, text: Tensor) -> Tensor:
+        """x: (b, c, h, w). embedding: (b, 4 * model_channels). text: (b, m, context_dim)."""
+        for layer in self:
+            if isinstance(layer, ResBlock):
+                x = layer(x, embedding)
+            elif isinstance(layer, SpatialTransformer):
+                x = layer(x, text)
+            else:
+                x = layer(x)
+        return x
+
+
+class Downsample(nn.Module):
+    """(b, c, h, w) to (b, c, h/2, w/2)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op(x)
+
+
+class ResBlock(nn.Module):
+    """Two convolutions with the timestep added between them, and a skip."""
+
+    def __init__(self, channels: int, out_channels: int, embedding: int) -> None:
+        super().__init__()
+        self.in_layers = nn.Sequential(nn.GroupNorm(32, channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1))
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(embedding, out_channels))
+        self.out_layers = nn.Sequential(
+            nn.GroupNorm(32, out_channels),
+            nn.SiLU(),
+            nn.Identity(),  # the reference's dropout of 0 has the number 2
+            nn.Conv2d(out_channels, out_channels, 3, padding=1),
+        )
+        self.skip_connection = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """(b, channels, h, w) to (b, out_channels, h, w)."""
+        h = self.in_layers(x) + self.emb_layers(embedding)[..., None, None]
+        return self.skip_connection(x) + self.out_layers(h)
+
+
+class SpatialTransformer(nn.Module):
+    """Attention of the places of a map to each other and to the text; residual, (b, c, h, w) in and out."""
+
+    def __init__(self, channels: int, heads: int, context_dim: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(32, channels, eps=1e-6)  # 1e-5 in the residual blocks, as in the reference
+        self.proj_in = nn.Linear(channels, channels)
+        self.transformer_blocks = nn.ModuleList([TransformerBlock(channels, heads, context_dim)])
+        self.proj_out = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor, text: Tensor) -> Tensor:
+        tokens = self.proj_in(self.norm(x).flatten(2).transpose(1, 2))
+        for block in self.transformer_blocks:
+            tokens = block(tokens, text)
+        return x + self.proj_out(tokens).transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, attention to the text and a gated MLP; all pre-norm and residual."""
+
+    def __init__(self, dim: int, heads: int, context_dim: int) -> None:
+        super().__init__()
+        self.attn1 = Attention(dim, dim, heads)
+        self.ff = FeedForward(dim)
+        self.attn2 = Attention(dim, context_dim, heads)
+        self.norm1 = nn.LayerNorm(dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.norm3 = nn.LayerNorm(dim)
+
+    def forward(self, tokens: Tensor, text: Tensor) -> Tensor:
+        """(b, n, c), with text (b, m, context_dim); same shape out."""
+        own = self.norm1(tokens)
+        tokens = tokens + self.attn1(own, own)
+        tokens = tokens + self.attn2(self.norm2(tokens), text)
+        return tokens + self.ff(self.norm3(tokens))
+
+
+class Attention(nn.Module):
+    """Queries of `dim` channels to keys and values from `context_dim` channels."""
+
+    def __init__(self, dim: int, context_dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_q = nn.Linear(dim, dim, bias=False)
+        self.to_k = nn.Linear(context_dim, dim, bias=False)
+        self.to_v = nn.Linear(context_dim, dim, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(dim, dim))
+
+    def forward(self, tokens: Tensor, context: Tensor) -> Tensor:
+        """(b, n, dim) and (b, m, context_dim) to (b, n, dim)."""
+        q, k, v = (
+            x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+            for x in (self.to_q(tokens), self.to_k(context), self.to_v(context))
+        )
+        return self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    """An MLP four times as wide whose values are gated by the GELU (exact, not its tanh form) of as many others."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(GEGLU(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.net(tokens)
+
+
+class GEGLU(nn.Module):
+    def __init__(self, dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(dim, 2 * out_dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        values, gate = self.proj(tokens).chunk(2, -1)
+        return values * F.gelu(gate)
