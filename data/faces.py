@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from data.augmentation import Augmentation
 from data.batch import Degradation, Sample, finished
+from data.codes import Codes
 from data.images import UnreadableImage, decode, to_tensor
 from data.order import BlockOrder, draws, image_at
 from data.pairs import check_pair
@@ -128,12 +129,31 @@ def check_size(photo: np.ndarray, size: int, name: str, key: str) -> None:
         )
 
 
+def check_fixed(
+    file: str, crop: str, augmentation: Augmentation, degradation: Degradation | None, targets: Source | Choices | None
+) -> None:
+    """Raises ValueError, which names every setting under which an HQ is not always the image that codes were made of."""
+    wrong = [] if crop == "center" else [f"data.crop={crop}, where center is needed"]
+    if augmentation.transforms:
+        wrong.append(f"augmentation={', '.join(augmentation.transforms)}, where none is needed")
+    if targets is None and (changing := getattr(degradation, "hq_too", ())):
+        wrong.append(f"degradation.hq_too={list(changing)}, where [] is needed")
+    if isinstance(targets, Choices):
+        wrong.append("targets that are drawn (data=hggt)")
+    if wrong:
+        raise ValueError(
+            f"data.codes={file} are of images cut in one way, which HQs are not with {'; '.join(wrong)}: change that, or set "
+            "data.codes=null to compute codes anew for each sample"
+        )
+
+
 class FaceDataset(Dataset[Sample]):
     """Training samples by position 0, 1, 2, …, without end; PositionSampler says which positions to ask for.
 
     Args:    targets: of the images of source, in their order (data.pairs), or several for each (data.hggt); None: an image is
                  its own.
              negatives: of the images, where samples have a negative; an image without any stands in for it.
+             codes: of the HQs, where they were made before (data.codes).
              real: clean faces that a discriminator sees instead of the HQs; cut and mirrored as these are, each by itself.
              degradation: makes the LQ of an image; None: the images are LQs, and targets are given.
              augmentation: of an image and what belongs to it alike, before everything else.
@@ -143,6 +163,7 @@ class FaceDataset(Dataset[Sample]):
              on_error: skip: the next readable image of the order stands in for an unreadable one, under the position's own
                  draws, and is counted; raise: stop. An image below size is an error with both.
              keep_decoded: decoded images stay in memory (of each worker): for a few images that are read again and again.
+    Raises:  ValueError: codes are given, and the HQ is not always the image that they are of.
     """
 
     def __init__(
@@ -151,6 +172,7 @@ class FaceDataset(Dataset[Sample]):
         source: Source,
         targets: Source | Choices | None,
         negatives: Choices | None,
+        codes: Codes | None,
         real: Source | None,
         degradation: Degradation | None,
         augmentation: Augmentation,
@@ -161,9 +183,12 @@ class FaceDataset(Dataset[Sample]):
         on_error: Literal["raise", "skip"],
         keep_decoded: bool,
     ) -> None:
+        if codes is not None:
+            check_fixed(codes.file, crop, augmentation, degradation, targets)
         self.source = source
         self.targets = targets
         self.negatives = negatives
+        self.codes = codes
         self.real = real
         self.decoded: dict[tuple[int, ...], list[np.ndarray]] | None = {} if keep_decoded else None
         self.degradation = degradation
@@ -178,12 +203,18 @@ class FaceDataset(Dataset[Sample]):
 
     def __getitem__(self, position: int) -> Sample:
         """Raises UnreadableImage: the file, or with on_error=skip every file. ValueError: the image is too small."""
-        photos, name, unreadable = self._photos(position)
+        photos, index, unreadable = self._photos(position)
+        name = self.source.name(index)
         photos = self.augmentation.apply(photos, draws(self.seed, position, "data.augmentation"), name)
         photos = self._cut(photos, position, name, "data")
         made = degraded(photos[:2], self.degradation, self.seed, position)
+        if self.codes is not None:
+            made["target_codes"] = self.codes.of(index, self._mirrored(position, "data"), photos[-1], name)
         real: Sample = {} if self.real is None else {"real": self._real(self.real, position)}
         return {**made, **self._negative(photos), **real, "position": position, "unreadable": unreadable}
+
+    def _mirrored(self, position: int, stream: str) -> bool:
+        return bool(draws(self.seed, position, f"{stream}.flip").random() < self.hflip_prob)
 
     def _cut(self, photos: list[np.ndarray], position: int, name: str, stream: str) -> list[np.ndarray]:
         """Cropped and mirrored alike by the draws of a stream."""
@@ -192,7 +223,7 @@ class FaceDataset(Dataset[Sample]):
             photos = center_crops(photos, self.size, name)
         else:
             photos = random_crops(photos, self.size, draws(self.seed, position, f"{stream}.crop"), name)
-        if draws(self.seed, position, f"{stream}.flip").random() < self.hflip_prob:
+        if self._mirrored(position, stream):
             photos = [cv2.flip(photo, 1) for photo in photos]
         return photos
 
@@ -208,13 +239,13 @@ class FaceDataset(Dataset[Sample]):
         index = image_at(position, len(source), self.seed + 1)  # another seed: else equal counts would pair the two
         return to_tensor(self._cut([read_image(source, index)], position, source.name(index), "data.real")[0])
 
-    def _photos(self, position: int) -> tuple[list[np.ndarray], str, int]:
-        """The photo at a position and what belongs to it; its name, and how many files before it were passed over."""
+    def _photos(self, position: int) -> tuple[list[np.ndarray], int, int]:
+        """The photo at a position and what belongs to it; its number, and how many files before it were passed over."""
         count = len(self.source)
         for passed_over in range(2 * count):  # any stretch of 2 * count positions holds a whole pass
             index = self._image_at(position + passed_over)
             try:
-                return self._read(self._files(index, position)), self.source.name(index), passed_over
+                return self._read(self._files(index, position)), index, passed_over
             except UnreadableImage as error:
                 if self.on_error == "raise":
                     raise

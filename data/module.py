@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
 from data.augmentation import Augmentation
 from data.batch import Batch, Degradation, Parameters, Sample, finished
+from data.codes import Codes
 from data.faces import FaceDataset, FixedFaces
 from data.order import PositionSampler
 from data.pairs import targets_of
@@ -72,6 +73,7 @@ class FaceData(LightningDataModule):
              val_root: of the validation images; None holds out the last val_images of root.
              paired: the HQ of each image is given, as the target of the same name (data/pairs.py); False: an image is its own.
              target_root, val_target_root: of the targets.
+             codes: file with the codes of the HQs (data/codes.py), for tasks that predict them; None: they compute them.
              real_root: clean faces for discriminators, in an order of their own; None: they see the HQs (training alone).
              degradation: makes LQs; None: root holds LQs, and is paired.
              source: makes a Source of a root; one that brings targets (data.sources.Graded) needs no target_root.
@@ -95,6 +97,7 @@ class FaceData(LightningDataModule):
         paired: bool,
         target_root: str | None,
         val_target_root: str | None,
+        codes: str | None,
         real_root: str | None,
         source: Callable[..., Source],
         expects: str,
@@ -128,10 +131,12 @@ class FaceData(LightningDataModule):
             train, val = self._held_out(root, photos, val_images)
         else:
             train, val = photos, self._photos("val_root", val_root, "val_target_root", val_target_root)
+        self.codes = None if codes is None else Codes(file=codes, source=photos.source, size=size)
         self.faces = FaceDataset(
             source=train.source,
             targets=train.targets,
             negatives=train.negatives,
+            codes=self.codes,  # training images come first in photos, so that their numbers are the same there
             real=None if real_root is None else self._open("real_root", real_root),
             degradation=degradation,
             augmentation=augmentation,

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
+import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -138,11 +139,32 @@ class PredictsCodes(RestorationTask):
     def check_start(self) -> None:
         self.codes.check(self.network)
 
+    def on_fit_start(self) -> None:
+        """Raises ValueError: the codes that the data bring are another teacher's."""
+        super().on_fit_start()
+        data: Any = getattr(self.trainer, "datamodule", None)
+        codes = getattr(data, "codes", None)
+        if codes is not None and not self._made(codes.teacher, data.faces):
+            raise ValueError(
+                f"data.codes={codes.file} was made by another network than codes.teacher={self.codes.path}: make another one "
+                f"with python -m data.prepare codes ckpt={self.codes.path}, or set data.codes=null"
+            )
+
+    def _made(self, fingerprint: str | None, samples: Any) -> bool:
+        """Whether the teacher has this fingerprint; where there is none, whether the first sample has most codes from it."""
+        if fingerprint is not None:
+            return fingerprint == self.codes.fingerprint
+        sample = samples[0]
+        with torch.no_grad():
+            target = self.codes.target(sample.get("target", sample["hq"])[None].to(self.device))[0].cpu()
+        given = sample["target_codes"]
+        return given.shape == target.shape and bool((given == target).float().mean() > 0.5)
+
     def run_network(self, batch: Batch) -> dict[str, Any]:
         w = self.codes.fidelity(self.update)
         lq = batch["lq"] if w is not None else batch.get("lq_large", batch["lq"])
         made = outputs(self.network(lq, w=w or 0.0, adain=False, code_only=w is None))
-        target = self.codes.target(batch["hq"])
+        target = batch["target_codes"] if "target_codes" in batch else self.codes.target(batch["hq"])
         if self.logs_this_update:
             self.row["train/code_accuracy"] = accuracy(made["logits"], target)
         latent = self.network.codes_to_latent(target).detach()  # type: ignore[operator]

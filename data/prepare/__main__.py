@@ -2,12 +2,21 @@
 
 import sys
 
-from data.prepare import align, check, filtering, pack, resize
+from hydra.utils import get_method
+
+from data.prepare import align, check, codes, filtering, pack, resize
 from data.prepare.arguments import Command, main
+
+
+def networks() -> codes.Networks:
+    """Known here by name alone, as in conf/; imported when a command asks."""
+    return codes.Networks(get_method("models.official.build"), get_method("train.codes.fingerprint_of"))
+
 
 COMMANDS: dict[str, Command] = {
     "align": align.align,
     "check": check.check,
+    "codes": codes.command(networks),
     "filter": filtering.filter_faces,
     "pack": pack.pack,
     "resize": resize.resize,

@@ -55,6 +55,7 @@ def samples(maps: Path, rank: int, workers: int) -> Iterator[dict[str, torch.Ten
         target_root=None,
         val_target_root=None,
         real_root=None,
+        codes=None,
         source=partial(ImageFolder),
         expects="",
         degradation=Told(

@@ -100,6 +100,7 @@ def samples(source, shade, count, start=0, workers=0):
         source=source,
         targets=None,
         negatives=None,
+        codes=None,
         real=None,
         degradation=shade,
         augmentation=Augmentation(transforms={}),

@@ -34,6 +34,7 @@ def face_data(root, degradation, **changes):
         "target_root": None,
         "val_target_root": None,
         "real_root": None,
+        "codes": None,
         "augmentation": Augmentation(transforms={}),
         "source": partial(ImageFolder),
         "expects": "A folder of test faces is expected.",
