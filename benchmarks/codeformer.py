@@ -2,7 +2,8 @@
 
 Run: uv run --with spandrel-extra-arches benchmarks/codeformer.py [--repeats 7] [--device cpu] [--only forward]
 (that package is under CodeFormer's non-commercial licence, so it is no dependency of ours: it runs here, nothing more)
-Prints a Markdown table: 1x3x512x512; CodeFormer at w=0.5 with AdaIN; the autoencoder's training step is of its image alone.
+Prints a Markdown table: 1x3x512x512; CodeFormer at w=0.5 with AdaIN. Training steps are of the generator alone: the
+autoencoder's image (stage I), the logits (stage II), the image at w=1 and the logits (stage III).
 """
 
 import multiprocessing
@@ -32,23 +33,41 @@ SIDES = [32, 64, 128, 256]
 
 
 class Theirs(nn.Module):
-    """From and to [0, 1], as ours."""
+    """From and to [0, 1], as ours: an image; stage II: logits; stage III: the image and the logits in a row."""
 
-    def __init__(self, network: nn.Module, **options: Any) -> None:
+    def __init__(self, network: Any, kind: str) -> None:
         super().__init__()
-        self.network, self.options = network, options
+        self.network, self.kind = network, kind
 
     def forward(self, lq: Tensor) -> Tensor:
-        return (self.network(2 * lq - 1, **self.options)[0] + 1) / 2
+        x = 2 * lq - 1
+        if self.kind == "stage II":  # that copy runs whole networks alone
+            tokens = self.network.feat_emb(self.network.encoder(x).flatten(2).permute(2, 0, 1))
+            position = self.network.position_emb.unsqueeze(1).repeat(1, len(x), 1)
+            for layer in self.network.ft_layers:
+                tokens = layer(tokens, query_pos=position)
+            return self.network.idx_pred_layer(tokens).transpose(0, 1)
+        if self.kind == "autoencoder":
+            return (self.network(x)[0] + 1) / 2
+        image, logits = self.network(x, weight=1.0 if self.kind == "stage III" else 0.5)
+        return _shown((image + 1) / 2, logits, self.kind)
 
 
 class Ours(nn.Module):
-    def __init__(self, network: nn.Module, **options: Any) -> None:
+    def __init__(self, network: nn.Module, kind: str) -> None:
         super().__init__()
-        self.network, self.options = network, options
+        self.network, self.kind = network, kind
 
     def forward(self, lq: Tensor) -> Tensor:
-        return self.network(lq, **self.options).restored
+        if self.kind == "autoencoder":
+            return self.network(lq).restored
+        w, codes = (1.0 if self.kind == "stage III" else 0.5), self.kind == "stage II"
+        made = self.network(lq, w=w, adain=True, code_only=codes)
+        return made.logits if codes else _shown(made.restored, made.logits, self.kind)
+
+
+def _shown(image: Tensor, logits: Tensor, kind: str) -> Tensor:
+    return torch.cat([image.flatten(), logits.flatten()]) if kind == "stage III" else image
 
 
 def build(name: str, *, kind: str) -> nn.Module:
@@ -69,9 +88,9 @@ def build(name: str, *, kind: str) -> nn.Module:
         nn.init.normal_(theirs.get_parameter("position_emb"))
     nn.init.normal_(theirs.get_parameter("quantize.embedding.weight"))  # as drawn, codes are nearly equal
     if name == "theirs":
-        return Theirs(theirs) if kind == "autoencoder" else Theirs(theirs, weight=0.5)
+        return Theirs(theirs, kind)
     ours.load_state_dict(theirs.state_dict())
-    return Ours(ours) if kind == "autoencoder" else Ours(ours, w=0.5, adain=True)
+    return Ours(ours, kind)
 
 
 def agree(kind: str) -> None:
@@ -87,8 +106,9 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--only", choices=tuple(STEPS), help="forward passes or training steps alone")
     args = parser.parse_args()
-    rows = [("CodeFormer", "forward"), ("autoencoder", "forward"), ("autoencoder", "training step")]
-    for kind in ("CodeFormer", "autoencoder"):
+    rows = [("CodeFormer", "forward"), ("autoencoder", "forward")]
+    rows += [(kind, "training step") for kind in ("autoencoder", "stage II", "stage III")]
+    for kind in ("CodeFormer", "autoencoder", "stage II", "stage III"):
         agree(kind)
     print("\n| | spandrel | ours | ratio |\n|---|---|---|---|", flush=True)
     lq = image(1, 512, args.device)

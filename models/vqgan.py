@@ -371,9 +371,11 @@ def laid_out(x: Tensor) -> Tensor:
 
 def norm_swish_convolution(x: Tensor, norm: GroupNorm, conv: nn.Conv2d, *, last_use: bool = False) -> Tensor:
     """conv(silu(norm(x))) for a 3x3 convolution, (b, c, h, w) to (b, o, h, w); last_use: x may be written over."""
-    if torch.compiler.is_compiling():  # the compiler fuses, and decides itself what to compute again
+    gradient = torch.is_grad_enabled() and (x.requires_grad or norm.weight.requires_grad or conv.weight.requires_grad)
+    # The compiler fuses, and decides itself what to compute again; on a GPU that is slower than keeping all (RESULTS.md).
+    if torch.compiler.is_compiling() or (gradient and x.device.type != "cpu"):
         return conv(F.silu(norm(x)))
-    if torch.is_grad_enabled() and (x.requires_grad or norm.weight.requires_grad or conv.weight.requires_grad):
+    if gradient:
         return NormSwishConvolution.apply(x, norm.weight, norm.bias, conv.weight, conv.bias, norm.num_groups, norm.eps)
     activated, _, _ = normalised(x, norm.weight, norm.bias, norm.num_groups, norm.eps, swish=True, overwrite=last_use)
     return conv(activated.to(x.dtype))
