@@ -61,13 +61,13 @@ class AutoencodingTask(AdversarialTask):
         return made
 
     def _generator_step(self) -> None:
-        update = self.update
+        update, logged = self.update, self.logs_this_update
         super()._generator_step()
         if self.latent is None or self.skip_update:
             return
         seed: int = self.config["seed"]
         revived = self.codebook.revive(self._codebooks(), self.trainer.optimizers[0], self.latent, update, seed)
-        if self.logs_this_update:
+        if logged:
             self.row["codebook/restarted"] = self.latent.new_tensor(revived)
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:

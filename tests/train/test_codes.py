@@ -310,6 +310,7 @@ def test_stage_one_on_two_ranks_killed_again_and_again_equals_not_killed(tmp_pat
     assert len(killed.kinds) == len(MOMENTS), killed.moments
     assert not explain(differences(whole, tmp_path / "killed" / "runs" / "run"))
     restarted = [float(row["codebook/restarted"]) for row in read_rows(whole / "metrics.csv") if row["codebook/restarted"]]
+    assert len(restarted) == 4, "in updates 2, 4, 6 and 8"
     assert sum(restarted) > 0, "512 places don't take 300 codes"
 
 
