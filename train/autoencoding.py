@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -54,14 +55,16 @@ class AutoencodingTask(AdversarialTask):
 
     def run_network(self, batch: Batch) -> dict[str, Any]:
         made = outputs(self.network(batch["hq"]))
-        use = self.codebook.count(made["codes"], self.update)
-        if self.logs_this_update:
-            self.row |= {f"codebook/{name}": value for name, value in use.items()}
-        self.latent = made["latent"].detach() if self.codebook.restart else None
+        if torch.is_grad_enabled():  # not where the discriminators alone learn
+            self.codebook.add(made["codes"])
+            self.latent = made["latent"].detach() if self.codebook.restart else None
         return made
 
     def _generator_step(self) -> None:
         update, logged = self.update, self.logs_this_update
+        use = self.codebook.count(update)
+        if logged:
+            self.row |= {f"codebook/{name}": value for name, value in use.items()}
         super()._generator_step()
         if self.latent is None or self.skip_update:
             return

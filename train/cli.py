@@ -27,9 +27,11 @@ def main() -> None:
     arguments = sys.argv[1:]
     if arguments[:1] == ["--resolved"]:  # a process that train/launch.py started
         from train.launch import die_with_parent
+        from train.signals import Signals
 
         die_with_parent()
-        train(json.loads(Path(arguments[1]).read_text()))
+        with Signals():  # from before the imports on
+            train(json.loads(Path(arguments[1]).read_text()))
         return
     if {"--help", "-h"} & set(arguments):
         print(help_text())

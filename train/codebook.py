@@ -1,7 +1,8 @@
 """How much of a codebook is in use, and new life for codes that are not."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import torch
 from annotated_types import Gt
@@ -20,21 +21,33 @@ class CodebookUse(nn.Module):
               appendix); false, as published.
     """
 
-    uses: Tensor  # (n,) float32: of each code in an update, running mean over about dead_after_steps
+    uses: Tensor  # (n,) float32 whatever the precision: of each code in an update, running mean over about dead_after_steps
     last_used: Tensor  # (n,) int64: the update
 
     def __init__(self, *, dead_after_steps: Annotated[int, Gt(0)], restart: bool) -> None:
         super().__init__()
         self.dead_after_steps, self.restart = dead_after_steps, restart
+        self._noted: Tensor | None = None
 
     def register(self, codebook_size: int) -> None:
         self.register_buffer("uses", torch.zeros(codebook_size))
         self.register_buffer("last_used", torch.zeros(codebook_size, dtype=torch.int64))
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        self.uses = self.uses.float()
+        return self
+
+    def add(self, codes: Tensor) -> None:
+        """Notes a batch of the update under way; codes of any shape."""
+        uses = torch.bincount(codes.flatten(), minlength=len(self.uses))
+        self._noted = uses if self._noted is None else self._noted + uses
+
     @torch.no_grad()
-    def count(self, codes: Tensor, update: int) -> dict[str, Tensor]:
-        """Adds a batch's codes, of any shape. Returns `perplexity` of all ranks' batch, and how many codes are `dead`."""
-        uses = ranks.add(torch.bincount(codes.flatten(), minlength=len(self.uses)))
+    def count(self, update: int) -> dict[str, Tensor]:
+        """Takes the update's batches together. Returns `perplexity` over all ranks, and how many codes are `dead`."""
+        assert self._noted is not None
+        uses, self._noted = ranks.add(self._noted), None
         self.uses.lerp_(uses.float(), 1 / min(self.dead_after_steps, update))
         self.last_used[uses > 0] = update
         return {"perplexity": perplexity(uses), "dead": self._dead(update).sum().float()}

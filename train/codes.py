@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Gt
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -33,7 +33,11 @@ class Phase:
     """
 
     def __init__(
-        self, *, until_step: Annotated[int, Ge(1)] | None, w: Fidelity | None, image_every: Annotated[int, Ge(1)] = 1
+        self,
+        *,
+        until_step: Annotated[int, Ge(1)] | None,
+        w: Annotated[float, Gt(0)] | None,
+        image_every: Annotated[int, Ge(1)] = 1,
     ) -> None:
         self.until_step, self.w, self.image_every = until_step, w, image_every
 
@@ -126,6 +130,13 @@ class PredictsCodes(RestorationTask):
     """
 
     offers = RestorationTask.offers | {"target_codes", "target_latent"}
+    calls_with = frozenset({"w", "adain", "code_only"})
+
+    @staticmethod
+    def unused_parameters(config: dict[str, Any]) -> bool:
+        phases = config["codes"]["phases"].values()
+        on_codes_alone = any(phase["w"] is None or phase.get("image_every", 1) > 1 for phase in phases)
+        return on_codes_alone and "fuse_convs_dict" not in config["network"]["fix_modules"]
 
     def attach(self, codes: Codes) -> None:
         """Called once by the constructors, which spell out their arguments for train/config.py."""
@@ -238,7 +249,6 @@ class ControllableTask(PredictsCodes, AdversarialTask):
     """
 
     offers = PredictsCodes.offers | AdversarialTask.offers
-    unused_parameters = True  # in updates without an image, and DDP must know
 
     def __init__(
         self,

@@ -7,6 +7,7 @@ in the annotations). The remaining keys are those of RUN. Nothing is instantiate
 import difflib
 import inspect
 import json
+import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -63,6 +64,9 @@ RUN: dict[str, Any] = {
     "ema_decay": Annotated[float, Interval(ge=0, lt=1)] | None,
 }
 
+# Those of RUN that only some models have.
+STAGES = {"init.stage1", "init.stage2"}
+
 # Ranges that the classes of other libraries do not state.
 RANGES: dict[str, Any] = {
     "optimizer.lr": Annotated[float, Gt(0), Interval(lt=1e3)],
@@ -102,7 +106,13 @@ def check(config: DictConfig) -> Node:
     try:
         resolved = plain(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key or 'config'}: {error.msg or error}") from error
+        said = str(error.msg or error).partition("\n")[0]
+        group = re.match(r"Interpolation key '(\w+)' not found", said)
+        if group and str(error.full_key).startswith("task."):
+            said = (
+                f"this task needs {group[1]}, of which there is none: start from a model that has it, such as codeformer_stage2"
+            )
+        raise ConfigError(f"{error.full_key or 'config'}: {said}") from error
     if resolved.get("name") is None:
         raise ConfigError("nothing to train: choose model=NAME or experiment=NAME (python train.py --help lists them)")
     mistakes = list(_check_run(resolved, plain(config)))
@@ -133,7 +143,8 @@ def nearest(wrong: str, valid: list[str]) -> str:
 
 def valid_keys(config: Node) -> list[str]:
     """Every dotted key that a run with this configuration could take."""
-    keys = [*RUN, *GROUPS]
+    init = config.get("init") or {}
+    keys = [*(key for key in RUN if key not in STAGES or key.removeprefix("init.") in init), *GROUPS]
 
     def walk(path: str, value: Any) -> None:
         keys.append(path)
@@ -158,18 +169,27 @@ def _check_run(config: Node, raw: Node) -> Iterator[str]:
             yield f"{group}={config.get(group)!r}: {keys}"
             return
         values |= {f"{group}.{key}": value for key, value in values.pop(group).items()}
+
+    def read(key: str) -> bool:
+        return starts[key] in str(raw)
+
     starts = {key: f"${{init.{key}}}" for key in ("stage1", "stage2", "ckpt") if key in raw["init"]}
     if values.get("init.required") is True:
         for key in starts:
-            if not values[f"init.{key}"] and raw["init"][key] not in starts.values():
+            if not values[f"init.{key}"] and raw["init"][key] not in starts.values() and (key == "ckpt" or read(key)):
                 yield f"init.{key} is not set, and {config['name']} starts from trained weights: give init.{key}=FILE or a run"
     for key in starts.keys() - {"ckpt"}:
-        if starts[key] not in str(raw):
+        if values[f"init.{key}"] is not None and not read(key):
             yield f"init.{key}={values[f'init.{key}']!r}: nothing reads the key init.{key}, {config['name']} takes init.ckpt"
     for key in NOT_OURS & config["trainer"].keys():
         yield f"trainer.{key}={config['trainer'][key]!r} is not for a configuration: the run sets it itself"
-    if "adversary" in config and "adversary" not in config["task"]:
-        yield f"adversary: {config['task'].get('_target_')} trains without discriminators: choose task=adversarial"
+    for part, what, tasks in (
+        ("adversary", "without discriminators", "adversarial, autoencoding or controllable"),
+        ("codes", "without codes", "codes or controllable"),
+        ("codebook", "without a look at a codebook", "autoencoding"),
+    ):
+        if part in config and part not in config["task"]:
+            yield f"{part}: {config['task'].get('_target_')} trains {what}: choose task={tasks}, or leave {part} out (~{part})"
     for key, value in raw["task"].items():
         if key not in HYDRA_KEYS and value != f"${{{key}}}":
             yield f"task.{key}={value!r}: conf/task wires the groups together; set {key} instead"

@@ -25,7 +25,8 @@ def draw_curves(directory: Path) -> Path | None:
 
     if not rows:
         return None
-    figure, axes = plt.subplots(1, 3, figsize=(15, 4), constrained_layout=True)
+    margins = {"left": 0.05, "right": 0.99, "bottom": 0.13, "top": 0.92, "wspace": 0.16}  # measuring them takes half the time
+    figure, axes = plt.subplots(1, 3, figsize=(15, 4), gridspec_kw=margins)
     steps, losses = curve("train/loss")
     axes[0].plot(steps, losses)
     axes[0].set(title="train/loss", xlabel="update", yscale="log" if min(losses, default=1) > 0 else "linear")

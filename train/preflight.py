@@ -80,6 +80,7 @@ def preflight(config: dict[str, Any]) -> None:
         "name": str(name.with_name(f".{name.name}.preflight")),  # a name that no run can have
         "trainer": {**config["trainer"], "max_steps": updates, "val_check_interval": updates, "enable_progress_bar": False},
         "checkpoint": {**config["checkpoint"], "every_n_steps": updates, "every_s": None},
+        "task": with_discriminators(config),
     }
     directory, held = RUNS / short["name"], []
     ranks.decided_by_rank_zero(lambda: held.append(lock(directory)))
@@ -101,6 +102,14 @@ def preflight(config: dict[str, Any]) -> None:
         for file in held:
             shutil.rmtree(directory, ignore_errors=True)
             release(file, directory)
+
+
+def with_discriminators(config: dict[str, Any]) -> dict[str, Any]:
+    """The task, whose discriminators take part at once if they will in the run."""
+    task: dict[str, Any] = config["task"]
+    if "adversary" not in task or task["adversary"]["start_step"] >= config["trainer"]["max_steps"]:
+        return task
+    return {**task, "adversary": {**task["adversary"], "start_step": 0}}
 
 
 def count_activations(task: RestorationTask) -> dict[int, int]:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,7 @@ def make_task(config: dict[str, Any], trainer: L.Trainer, fresh: bool = True) ->
         say(f"init.ckpt={config['init']['ckpt']}: {report}")
         if task.ema:
             task.ema.average.load_state_dict(task.network.state_dict())
+    if fresh:
         task.check_start()
     return task
 
@@ -167,7 +169,8 @@ def make_trainer(config: dict[str, Any]) -> L.Trainer:
     # Lightning counts batches between validations; a recipe counts generator updates.
     batches = batches_of_update(config)
     settings = {**settings, "accumulate_grad_batches": batches, "val_check_interval": settings["val_check_interval"] * batches}
-    if settings["strategy"] == "ddp" and getattr(get_class(config["task"]["_target_"]), "unused_parameters", False):
+    task: Any = get_class(config["task"]["_target_"])
+    if settings["strategy"] == "ddp" and task.unused_parameters(config):
         settings["strategy"] = "ddp_find_unused_parameters_true"
     loggers = [CsvLogger(directory=str(directory)), *(build(node) for node in config["logger"].values())]
     # StepTimes comes last: the guard waits for the device, so that the backward pass is not counted as the optimizer, and the
@@ -226,7 +229,8 @@ def prepare(config: dict[str, Any], directory: Path, trainer: L.Trainer, step: i
 @rank_zero_only
 def write_summary(task: RestorationTask, trainer: L.Trainer, directory: Path) -> None:
     """summary.json and curves.png, and a last word on what lies where."""
-    values: dict[str, Any] = dict(task.validated)
+    measured: dict[str, Any] = task.validated
+    values = {name: value if math.isfinite(value) else None for name, value in measured.items()}  # PSNR of LQ that is HQ
     if "lpips" not in values:
         values |= {"lpips": None, "lpips_missing": task.validation.lpips_missing}
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
@@ -238,7 +242,8 @@ def write_summary(task: RestorationTask, trainer: L.Trainer, directory: Path) ->
     draw_curves(directory)
     say(
         f"\n{directory} after {trainer.global_step} updates: "
-        f"PSNR {values['psnr']:.2f} dB (LQ {values['psnr_lq']:.2f}), SSIM {values['ssim']:.4f} (LQ {values['ssim_lq']:.4f})"
+        f"PSNR {measured['psnr']:.2f} dB (LQ {measured['psnr_lq']:.2f}), "
+        f"SSIM {measured['ssim']:.4f} (LQ {measured['ssim_lq']:.4f})"
     )
     if task.unreadable:
         say(f"  data.on_error=skip passed over an unreadable file {task.unreadable} times")

@@ -1,5 +1,6 @@
 """What every training task shares: the network, its EMA, validation, and how terms are logged."""
 
+import inspect
 import os
 from collections.abc import Callable
 from typing import Annotated, Any, get_type_hints
@@ -36,6 +37,8 @@ class RestorationTask(L.LightningModule):
     Raises: ValueError: a term of the loss needs what the task doesn't offer.
     """
 
+    # Keyword arguments that the task calls its network with.
+    calls_with: frozenset[str] = frozenset()
     # Tensors that terms of the loss may name; those that the network returns besides come on top.
     offers: frozenset[str] = frozenset({"restored", "hq", "lq"}) | GRADED
 
@@ -50,6 +53,7 @@ class RestorationTask(L.LightningModule):
         validation: Validation,
     ) -> None:
         super().__init__()
+        check_arguments(network, self.calls_with)
         self.offers = self.offers | named_outputs(network)
         loss.check_offered(self.offers, type(self).__name__)
         self.network, self.loss, self.validation = network, loss, validation
@@ -69,6 +73,11 @@ class RestorationTask(L.LightningModule):
         # The resolved config and the samples an update consumes, of all ranks: saved in every checkpoint.
         self.config: dict[str, Any] = {}
         self.effective_batch = 0
+
+    @staticmethod
+    def unused_parameters(config: dict[str, Any]) -> bool:
+        """Whether some updates leave out some of what is trained, and DDP must know."""
+        return False
 
     @property
     def validated_network(self) -> nn.Module:
@@ -230,6 +239,19 @@ class RestorationTask(L.LightningModule):
             state = checkpoint["ranks"][self.trainer.global_rank]
             set_rng_state(state["rng"])
             self.unreadable = state["unreadable"]
+
+
+def check_arguments(network: nn.Module, given: frozenset[str]) -> None:
+    """Raises ValueError where a network's forward needs other keyword arguments than the task gives it."""
+    parameters = inspect.signature(network.forward).parameters.values()
+    named = {p.name: p.default is p.empty for p in parameters if p.kind is p.KEYWORD_ONLY}
+    if lacking := [name for name, needed in named.items() if needed and name not in given]:
+        raise ValueError(
+            f"{type(network).__name__} needs {', '.join(lacking)}, which this task does not give it: CodeFormer is trained "
+            "with task=codes or task=controllable"
+        )
+    if odd := sorted(given - named.keys()):
+        raise ValueError(f"{type(network).__name__} takes no {', '.join(odd)}: this task is for network=codeformer")
 
 
 def outputs(made: Any) -> dict[str, Any]:

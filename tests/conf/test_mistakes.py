@@ -55,7 +55,10 @@ MISTAKES = [
     ("loss.terms.charbonnier.weight=-1", "loss.terms.charbonnier.weight=-1: Input should be greater than or equal to 0"),
     ("degradation.operators.blur.sigma_px=[12]", "degradation.operators.blur.sigma_px=[12]: "),
     ("degradation.operators.blur.sigma_px=[12,1]", "sigma_px"),
-    ("adversary=unet_sn", "adversary: train.regression.RegressionTask trains without discriminators: choose task=adversarial"),
+    (
+        "adversary=unet_sn",
+        "adversary: train.regression.RegressionTask trains without discriminators: choose task=adversarial, ",
+    ),
     ("task=adversarial", "task.adversary"),
     ("task=adversarial adversary=unet_sn", "no term of loss.terms speaks of a discriminator"),
     ("task=adversarial adversary=unet_sn adversary.start_stp=3", "did you mean adversary.start_step?"),

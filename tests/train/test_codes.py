@@ -1,5 +1,6 @@
 """CodeFormer's stages at toy size: hand-over, what is frozen, phases, the codebook's health, kills, and two ranks."""
 
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +17,10 @@ from tests.train.victim import Moment
 from train import stages
 from train.cli import compose
 from train.codebook import CodebookUse, perplexity
-from train.codes import Codes, Phase
+from train.codes import CodePredictionTask, Codes, Phase
 from train.loggers import read_rows
 from train.run import build
+from train.task import check_arguments
 
 Command = Callable[..., tuple[int, str]]
 
@@ -69,13 +71,15 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def chain(folder: Path) -> int:
+def chain(folder: Path, *more: str) -> int:
     from train import run
 
     each = [f"{stage}.{argument}" for stage in OF_STAGE for argument in OF_STAGE[stage]]
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(folder)
-        patched.setattr(sys, "argv", ["stages", "codeformer", "name=chain", "data.root=photographs", *AUTOENCODER, *RUN, *each])
+        patched.setattr(
+            sys, "argv", ["stages", "codeformer", "name=chain", "data.root=photographs", *AUTOENCODER, *RUN, *each, *more]
+        )
         patched.setattr(stages, "launch", lambda config, _ranks: run.run(config))
         try:
             stages.main()
@@ -187,7 +191,9 @@ STAGE2 = ["model=codeformer_stage2", *AUTOENCODER, *RUN, *TRANSFORMER, "data.roo
         (["init.stage1=nowhere"], "nowhere does not exist"),
         (["init.stage1=CHAIN/stage2"], "holds a codeformer network where vqgan is wanted"),
         (["init.stage1=CHAIN/stage1", "network.codebook_size=8"], "does not fit CodeFormer"),
-        (["init.stage1=CHAIN/stage1", "init.stage2=x"], "init.stage2"),
+        (["init.stage1=CHAIN/stage1", "init.stage2=x"], "init.stage2: there is no such key; did you mean init.stage1?"),
+        (["init.stage1=CHAIN/stage1", "+codebook.restart=true"], "trains without a look at a codebook"),
+        (["init.stage1=CHAIN/stage1", "init.required=false", "init.ckpt=null"], "another codebook than the network"),
         (["init.stage1=CHAIN/stage1", "codes.phases.codes.until_step=5"], "the last until_step is null"),
         (["init.stage1=CHAIN/stage1", "codes.teacher=OTHER"], "another codebook than the network"),
     ],
@@ -207,6 +213,39 @@ def test_a_wrong_start_is_refused_before_data_is_read(
     assert code == 1
     assert message in printed
     assert "Traceback" not in printed
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["network=codeformer"], "CodeFormer needs w, adain, which this task does not give it"),
+        (["task=codes"], "this task needs codes, of which there is none"),
+        (["+init.stage1=x"], "nothing reads the key init.stage1"),
+    ],
+)
+def test_other_models_say_what_they_lack(command: Command, given: list[str], message: str) -> None:
+    from train.cli import main
+
+    code, printed = command(main, "model=swinir_ffhq", "data.root=nowhere", *given)
+    assert code == 1
+    assert message in printed
+    assert printed.count("error:") == 1
+
+
+def test_a_task_of_codes_is_for_codeformer() -> None:
+    with pytest.raises(ValueError, match="Identity takes no adain, code_only, w: this task is for network=codeformer"):
+        check_arguments(nn.Identity(), CodePredictionTask.calls_with)
+
+
+def test_a_longer_stage_one_leaves_no_stage_two_behind(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was made from the shorter one is not passed over in silence."""
+    shutil.copytree(trained, tmp_path / "copy")
+    errors: list[str] = []
+    monkeypatch.setattr("train.cli.fail", lambda message: errors.append(message) or sys.exit(1))
+    for _ in range(2):  # the second finds stage1 finished too
+        assert chain(tmp_path / "copy", "stage1.trainer.max_steps=4") == 1
+        assert "stage2: runs/chain/stage2 is finished, but was made from what stage1 had before" in errors.pop()
+    assert chain(tmp_path / "copy", "stage1.trainer.max_steps=4", "stage2.resume=never", "stage3.resume=never") == 0
 
 
 def test_stage_three_wants_a_discriminator(trained: Path, command: Command) -> None:
@@ -256,7 +295,9 @@ def test_dead_codes_are_counted_and_begin_anew() -> None:
     use = CodebookUse(dead_after_steps=2, restart=True)
     use.register(4)
     for update in (1, 2, 3):
-        values = use.count(torch.tensor([[0, 0], [1, 1]]), update)
+        for accumulated in ([0, 0], [1, 1]):
+            use.add(torch.tensor(accumulated))
+        values = use.count(update)
     assert values["perplexity"].item() == pytest.approx(2)
     assert values["dead"] == 2
     assert use.uses.tolist() == [2, 2, 0, 0]
