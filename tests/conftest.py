@@ -1,8 +1,23 @@
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of as many processes as there are cores; torch reads it when it is imported
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A process takes a whole file at a time (--dist loadfile): the longest come first, so that none is left with one at the end.
+LONGEST = [
+    *("train/test_kill.py", "parity/test_parity.py", "conf/test_recipes.py", "train/test_codes.py", "train/test_run.py"),
+    *("test_cli.py", "test_docs.py", "train/test_preflight.py", "train/test_sweep.py", "data/prepare/test_prepare_resize.py"),
+]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {Path(__file__).parent / file: number for number, file in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
 
 
 @pytest.fixture
@@ -19,7 +34,9 @@ def command(
             main()
             code = 0
         except SystemExit as ended:
-            code = int(ended.code or 0)
+            if isinstance(ended.code, str):  # as Python does at its end
+                print(ended.code, file=sys.stderr)
+            code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
         printed = capfd.readouterr()
         return code, printed.out + printed.err
 

@@ -1,15 +1,16 @@
-"""The commands as a user types them, each in a process of its own."""
+"""The commands as a user types them, those that start differently in a process of their own."""
 
 import json
 import re
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from models import official
 from tests.toy import ROOT, TINY_DATA, TINY_NETWORK, TINY_RUN, train, write_photographs
 
+Cli = Callable[..., tuple[int, str]]
 SMALL = [*TINY_NETWORK, *TINY_DATA, *TINY_RUN, "validation.lpips=null", "schedule=constant"]
 
 
@@ -37,15 +38,15 @@ def test_the_demo_shows_progress_and_can_be_looked_at(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"], "no stray files"
 
 
-def test_two_ranks_train_as_one(tmp_path: Path) -> None:
+def test_two_ranks_train_as_one(tmp_path: Path, cli: Cli) -> None:
     """Two gloo processes at batch 1 and one at batch 2: the same samples, so the same weights to rounding."""
     common = ["experiment=demo", "data=folder", *SMALL, f"data.root={write_photographs(tmp_path / 'photographs')}"]
     ranks = ["trainer.devices=2", "trainer.strategy=ddp", "data.batch_size=1", "name=two"]
     two = train(*common, *ranks, cwd=tmp_path, OMP_NUM_THREADS="1")
     assert two.returncode == 0, two.stderr
     assert "effective batch 2 = 1 a device x 2 devices x 1 accumulated" in two.stdout
-    one = train(*common, "name=one", cwd=tmp_path)
-    assert one.returncode == 0, one.stderr
+    code, printed = cli(*common, "name=one")
+    assert code == 0, printed
     states = [
         torch.load(tmp_path / "runs" / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
         for name in ("one", "two")
@@ -57,29 +58,24 @@ def test_two_ranks_train_as_one(tmp_path: Path) -> None:
     assert summaries[0]["val"]["psnr_lq"] == summaries[1]["val"]["psnr_lq"], "both ranks' shares of the validation set count"
 
 
-def test_the_official_command_line(tmp_path: Path) -> None:
+def test_the_official_command_line(tmp_path: Path, cli: Cli, command: Cli) -> None:
+    """tests/models/test_official.py starts it as a process."""
     plain = ["network.image_skip=false", "network.upsampler=nearest+conv", "name=run"]
     root = f"data.root={write_photographs(tmp_path / 'photographs')}"
-    assert train("experiment=demo", "data=folder", *SMALL, *plain, root, cwd=tmp_path).returncode == 0
-
-    def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "models.official", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120
-        )
-
+    assert cli("experiment=demo", "data=folder", *SMALL, *plain, root)[0] == 0
     run = str(tmp_path / "runs" / "run")
     for form, name in (("official", "weights.pth"), ("safetensors", "weights.safetensors")):
         file = tmp_path / name
-        done = command("export", run, "--format", form, "--output", str(file))
-        assert done.returncode == 0, done.stderr
-        assert str(file) in done.stdout
-        done = command("inspect", str(file))
-        assert done.returncode == 0, done.stderr
-        assert "SwinIR" in done.stdout
-    missing = command("inspect", str(tmp_path / "missing.pth"))
-    assert missing.returncode == 1
-    assert "missing.pth" in missing.stderr
-    assert "Traceback" not in missing.stderr
+        code, printed = command(official.main, "export", run, "--format", form, "--output", str(file))
+        assert code == 0, printed
+        assert str(file) in printed
+        code, printed = command(official.main, "inspect", str(file))
+        assert code == 0, printed
+        assert "SwinIR" in printed
+    code, printed = command(official.main, "inspect", str(tmp_path / "missing.pth"))
+    assert code == 1
+    assert "missing.pth" in printed
+    assert "Traceback" not in printed
 
 
 def test_the_readme_prints_exactly_two_commands() -> None:

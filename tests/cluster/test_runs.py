@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from tests.cluster.slurm import Cluster
-from tests.toy import ROOT, TINY_DATA, TINY_NETWORK, TINY_RUN, train, write_photographs
+from tests.toy import ROOT, TINY_DATA, TINY_NETWORK, TINY_RUN, write_photographs
+from tests.train.kills import finished
 
 pytestmark = pytest.mark.cluster
 LAUNCHER = ["hydra/launcher=slurm", "hydra.launcher.poll_s=0.5"]
@@ -59,12 +60,28 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert (one / "metrics.csv").read_text() == (other / "metrics.csv").read_text()
 
 
+def test_a_sweep_names_what_failed_and_runs_nothing_twice(cluster: Cluster, toy: list[str], tmp_path: Path) -> None:
+    one_rank = [argument for argument in toy if not argument.startswith(("trainer.devices", "trainer.strategy"))]
+    sweep = ["-m", *LAUNCHER, "hydra.launcher.timeout_min=5", *one_rank, "name=size", "data.size=64,96"]
+    waiting = start(sweep, tmp_path)
+    printed, _ = waiting.communicate(timeout=300)
+    assert waiting.returncode == 1, printed
+    assert "error: 1 of 2 jobs failed: data.size=96" in printed
+    table = (tmp_path / "runs" / "size.sweep" / "sweep.md").read_text()
+    assert "smaller than data.size=96" in table, "the error itself stands there"
+    assert "| data.size=64 | 64 | finished |" in table
+    waiting = start([*sweep[:-1], "data.size=choice(64)"], tmp_path)
+    printed, _ = waiting.communicate(timeout=120)
+    assert waiting.returncode == 0, printed
+    assert "submitted" not in printed, "finished jobs are not run again"
+    assert "| data.size=64 | 64 | finished |" in printed
+
+
 def test_a_run_that_is_requeued_and_hits_its_time_limit_equals_an_undisturbed_one(
     cluster: Cluster, toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = [*toy, "trainer.max_steps=140", "trainer.val_check_interval=35", "checkpoint.every_n_steps=5", "checkpoint.keep=99"]
-    undisturbed = train(*run, "name=run", cwd=tmp_path)
-    assert undisturbed.returncode == 0, undisturbed.stderr
+    finished(tmp_path, *run, "name=run")
     (tmp_path / "runs").rename(tmp_path / "undisturbed")
     monkeypatch.setenv("SLOW_S", "0.35")  # 50 s of updates in all
     # SLURM's shortest limit; the warning comes when it looks at the clock, every 30 s: 15 to 45 s after the start
@@ -84,23 +101,6 @@ def test_a_run_that_is_requeued_and_hits_its_time_limit_equals_an_undisturbed_on
     assert sorted(path.name for path in (tmp_path / "runs").iterdir() if path.name[0] != ".") == ["run", "run.slurm"]
 
 
-def test_a_sweep_names_what_failed_and_runs_nothing_twice(cluster: Cluster, toy: list[str], tmp_path: Path) -> None:
-    one_rank = [argument for argument in toy if not argument.startswith(("trainer.devices", "trainer.strategy"))]
-    sweep = ["-m", *LAUNCHER, "hydra.launcher.timeout_min=5", *one_rank, "name=size", "data.size=64,96"]
-    waiting = start(sweep, tmp_path)
-    printed, _ = waiting.communicate(timeout=300)
-    assert waiting.returncode == 1, printed
-    assert "error: 1 of 2 jobs failed: data.size=96" in printed
-    table = (tmp_path / "runs" / "size.sweep" / "sweep.md").read_text()
-    assert "smaller than data.size=96" in table, "the error itself stands there"
-    assert "| data.size=64 | 64 | finished |" in table
-    waiting = start([*sweep[:-1], "data.size=choice(64)"], tmp_path)
-    printed, _ = waiting.communicate(timeout=120)
-    assert waiting.returncode == 0, printed
-    assert "submitted" not in printed, "finished jobs are not run again"
-    assert "| data.size=64 | 64 | finished |" in printed
-
-
 def sbatch_script() -> str:
     (script,) = re.findall(r"^```bash train.sbatch\n(.*?)^```$", (ROOT / "docs/runs.md").read_text(), re.MULTILINE | re.DOTALL)
     return script
@@ -110,7 +110,7 @@ def test_the_job_script_of_the_documentation(
     cluster: Cluster, toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two tasks; warned before the limit it goes on by itself; cancelled it does not."""
-    run = [*toy, "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.max_steps=60", "checkpoint.every_n_steps=5"]
+    run = [*toy, "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.max_steps=30", "checkpoint.every_n_steps=5"]
     run = [argument for argument in run if not argument.startswith("trainer.devices")]  # trainer=slurm reads them
     (tmp_path / "train.sbatch").write_text(sbatch_script())
     (tmp_path / "train.py").symlink_to(ROOT / "train.py")
@@ -130,7 +130,7 @@ def test_the_job_script_of_the_documentation(
     assert cluster.state(number).restarts == 1, log.read_text()
     assert "SIGUSR1: everything up to update" in log.read_text()
     assert "2 x cpu" in log.read_text()
-    assert "runs/script after 60 updates" in log.read_text()
+    assert "runs/script after 30 updates" in log.read_text()
 
     number = submit("cancelled")
     until_saved(tmp_path / "runs" / "cancelled", 5)

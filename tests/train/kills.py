@@ -130,11 +130,19 @@ def _main(argv: list[str]) -> int:
 
 
 def _become_train_py(
-    cwd: Path, argv: list[str], moment: Moment | None, record: Path | None, poison: tuple[int, int] | None
+    cwd: Path,
+    argv: list[str],
+    environment: dict[str, str],
+    moment: Moment | None,
+    record: Path | None,
+    poison: tuple[int, int] | None,
 ) -> None:
     """In a fresh fork of the server."""
     import train.launch
+    import train.logs
+    import train.run
 
+    os.environ.update(environment)
     os.setsid()
     os.chdir(cwd)
     log = os.open("log", os.O_WRONLY | os.O_APPEND)
@@ -142,6 +150,8 @@ def _become_train_py(
     os.dup2(log, 2)
     multiprocessing.set_start_method("fork", force=True)  # of the data workers: else they would come from the server too
     train.launch.subprocess = SimpleNamespace(Popen=ForkedRank)  # type: ignore[attr-defined]
+    for module in (train.logs, train.run):  # curves.png takes longer than all updates; what it shows is in metrics.csv
+        module.draw_curves = lambda *_: None  # type: ignore[attr-defined, assignment]
     if record:
         victim.record(record)
     if poison:
@@ -171,7 +181,7 @@ class Attempt:
     """One start of a run in a folder; what it prints goes to the folder's `log`.
 
     Args: moment: see train/victim.py.     record: folder for its record of samples.     poison: rank and update of a NaN.
-          cold: a fresh `python train.py …`, to which nothing of these can be done.
+          cold: a fresh `python train.py …`, to which nothing of these can be done.     environment: added to the common one.
     """
 
     def __init__(
@@ -183,6 +193,7 @@ class Attempt:
         record: Path | None = None,
         poison: tuple[int, int] | None = None,
         cold: bool = False,
+        environment: dict[str, str] | None = None,
     ) -> None:
         cwd.mkdir(parents=True, exist_ok=True)
         self.cwd, self.log, self.cold = cwd, cwd / "log", cold
@@ -191,13 +202,12 @@ class Attempt:
         self._struck_before = len(victim.lines(cwd / "struck.jsonl"))
         self.process: Any
         if cold:
-            command, environment = [sys.executable, str(ROOT / "train.py"), *argv], os.environ | ENVIRONMENT
+            command, whole = [sys.executable, str(ROOT / "train.py"), *argv], os.environ | ENVIRONMENT | (environment or {})
             with self.log.open("ab") as file:
-                self.process = subprocess.Popen(
-                    command, cwd=cwd, env=environment, stdout=file, stderr=file, start_new_session=True
-                )
+                self.process = subprocess.Popen(command, cwd=cwd, env=whole, stdout=file, stderr=file, start_new_session=True)
         else:
-            self.process = _server().Process(target=_become_train_py, args=(cwd, argv, moment, record, poison))
+            arguments = (cwd, argv, environment or {}, moment, record, poison)
+            self.process = _server().Process(target=_become_train_py, args=arguments)
             self.process.start()
 
     @property
@@ -322,6 +332,13 @@ def kill_and_finish(cwd: Path, argv: list[str], moments: Sequence[Moment | float
     assert code == 0, attempt.printed
     wait_until_gone(cwd, workers=True)
     return killed
+
+
+def finished(cwd: Path, *argv: str) -> str:
+    """What a warm run prints that ends well."""
+    attempt = Attempt(cwd, list(argv))
+    assert attempt.wait() == 0, attempt.printed
+    return attempt.printed
 
 
 def reference(cwd: Path, argv: list[str], *, cold: bool = False, poison: tuple[int, int] | None = None) -> tuple[Path, float]:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import torch
 
-from tests.toy import TINY_DATA, TINY_NETWORK, TINY_RUN, train, write_photographs
+from tests.toy import TINY_DATA, TINY_NETWORK, TINY_RUN, write_photographs
+from tests.train.kills import finished
 
 
 def test_sharded_goes_on_sharded_and_then_whole_as_if_never_sharded(tmp_path: Path) -> None:
@@ -13,12 +14,10 @@ def test_sharded_goes_on_sharded_and_then_whole_as_if_never_sharded(tmp_path: Pa
     common += ["validation.lpips=null", "trainer.gradient_clip_val=1"]
     whole = ["trainer.max_steps=6", "data.batch_size=2"]
     sharded = ["trainer=fsdp", "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.devices=2", "data.batch_size=1"]
-    done = train(*common, *whole, "name=whole", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    finished(tmp_path, *common, *whole, "name=whole")
     for attempt in ([*sharded, "trainer.max_steps=2"], [*sharded, "trainer.max_steps=4"], whole):
-        done = train(*common, *attempt, "name=sharded", cwd=tmp_path, OMP_NUM_THREADS="1")
-        assert done.returncode == 0, done.stderr
-    assert "continues from runs/sharded/checkpoints/step_0000004.ckpt" in done.stdout
+        printed = finished(tmp_path, *common, *attempt, "name=sharded")
+    assert "continues from runs/sharded/checkpoints/step_0000004.ckpt" in printed
     one, other = (
         torch.load(tmp_path / "runs" / name / "checkpoints/last.ckpt", weights_only=True) for name in ("whole", "sharded")
     )

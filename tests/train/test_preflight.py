@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from losses.pixel import Charbonnier
 from models.swinir import SwinIR
-from tests.toy import TINY_DATA, TINY_NETWORK, TINY_RUN, train, write_photographs
+from tests.toy import TINY_DATA, TINY_NETWORK, TINY_RUN, write_photographs
+from tests.train.kills import finished
 from train.memory import ran_out
 from train.preflight import Measure, saved_storages
 from train.times import PARTS, StepTimes
@@ -81,11 +82,10 @@ def test_a_preflight_that_is_slow_stops_early(cli: Cli, root: str, monkeypatch: 
 
 
 def test_two_ranks(tmp_path: Path, root: str) -> None:
-    ended = train(*PREFLIGHT, root, "trainer.devices=2", "trainer.strategy=ddp", cwd=tmp_path)
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.count("preflight of run on 2 x cpu") == 1
-    assert "(effective batch 4)" in ended.stdout
-    assert not left(tmp_path)
+    printed = finished(tmp_path / "here", *PREFLIGHT, root, "trainer.devices=2", "trainer.strategy=ddp")
+    assert printed.count("preflight of run on 2 x cpu") == 1
+    assert "(effective batch 4)" in printed
+    assert list(left(tmp_path / "here")) == ["log"], "which is the test's"
 
 
 def test_an_error_is_the_runs_own_and_leaves_nothing(

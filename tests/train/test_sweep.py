@@ -2,11 +2,8 @@
 
 import csv
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +12,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from tests.toy import ROOT, TINY_DATA, TINY_NETWORK, TINY_RUN, train, write_photographs
+from tests.toy import TINY_DATA, TINY_NETWORK, TINY_RUN, write_photographs
+from tests.train.kills import Attempt
 from train.launch import Failed
 from train.signals import Interrupted
 from train.sweep import job_name
@@ -189,10 +187,12 @@ def test_a_search_in_which_all_fail(cli: Cli, launched: list[str]) -> None:
     assert "Traceback" not in printed
 
 
-def real(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def real(tmp_path: Path, *arguments: str) -> tuple[int, str]:
+    """A sweep whose jobs have two ranks each: its exit code and all that was printed."""
     root = f"data.root={write_photographs(tmp_path / 'photographs')}"
     ranks = ["trainer.devices=2", "trainer.strategy=ddp", "data.batch_size=1"]
-    return train("-m", *TINY, root, *ranks, *arguments, cwd=tmp_path, OMP_NUM_THREADS="1")
+    attempt = Attempt(tmp_path, ["-m", *TINY, root, *ranks, *arguments])
+    return attempt.wait(), attempt.printed
 
 
 def rates(run: Path) -> set[float]:
@@ -202,50 +202,40 @@ def rates(run: Path) -> set[float]:
 
 def test_two_ranks_of_a_grid(tmp_path: Path) -> None:
     """One job fails in the middle; the next is none the worse for it."""
-    done = real(tmp_path, "data.size=96,64", "name=grid")
-    assert done.returncode == 1, done.stdout
-    assert "error: 1 of 2 jobs failed: data.size=96" in done.stderr
-    assert done.stderr.count("smaller than data.size=96") == 1, "said by one of the ranks, once"
-    assert "Traceback" not in done.stderr
-    assert "| data.size=64 | 64 | finished |" in done.stdout
-    assert "2 x cpu" in done.stdout
+    code, printed = real(tmp_path, "data.size=96,64", "name=grid")
+    assert code == 1, printed
+    assert "error: 1 of 2 jobs failed: data.size=96" in printed
+    assert printed.count("smaller than data.size=96") == 2, "said by one of the ranks, once, and again below the table"
+    assert "Traceback" not in printed
+    assert "| data.size=64 | 64 | finished |" in printed
+    assert "2 x cpu" in printed
 
 
 def test_two_ranks_of_a_search_train_with_one_learning_rate(tmp_path: Path) -> None:
     space = "optimizer.lr=interval(1e-4,1e-1)"
-    done = real(tmp_path, "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", space, "name=search")
-    assert done.returncode == 0, done.stderr
+    code, printed = real(tmp_path, "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", space, "name=search")
+    assert code == 0, printed
     jobs = sorted((tmp_path / "runs/search.sweep").glob("optimizer.lr=*/"))
     assert len(jobs) == 2
     for job in jobs:
         assert rates(job) == {float(job.name.partition("=")[2])}
-    assert "2 x cpu" in done.stdout
+    assert "2 x cpu" in printed
 
 
 def test_ranks_with_different_configurations_end_before_the_first_update(tmp_path: Path) -> None:
     """As when each rank of a sweep draws for itself: whoever starts the ranks, they compare first."""
     root = f"data.root={write_photographs(tmp_path / 'photographs')}"
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29517", "WORLD_SIZE": "2", "NODE_RANK": "0", "OMP_NUM_THREADS": "1"}
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29517", "WORLD_SIZE": "2", "NODE_RANK": "0"}
     ranks = [
-        subprocess.Popen(
-            [
-                sys.executable,
-                str(ROOT / "train.py"),
-                *TINY,
-                root,
-                "trainer.devices=2",
-                "trainer.strategy=ddp",
-                f"optimizer.lr={lr}",
-            ],
-            cwd=tmp_path,
-            env={**os.environ, **place, "CUDA_VISIBLE_DEVICES": "", "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
+        Attempt(
+            tmp_path / str(rank),
+            [*TINY, root, "trainer.devices=2", "trainer.strategy=ddp", f"optimizer.lr={lr}"],
+            environment={**place, "LOCAL_RANK": str(rank)},
         )
         for rank, lr in enumerate(("0.136", "0.105"))
     ]
-    for process in ranks:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 1
-        assert "the ranks were given different configurations (optimizer.lr: 0.136 on rank 0, 0.105 on rank 1)" in errors
-    assert not (tmp_path / "runs").exists()
+    for number, rank in enumerate(ranks):
+        assert rank.wait() == 1
+        said = "the ranks were given different configurations (optimizer.lr: 0.136 on rank 0, 0.105 on rank 1)"
+        assert said in rank.printed
+        assert not (tmp_path / str(number) / "runs").exists()
