@@ -60,23 +60,6 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert (one / "metrics.csv").read_text() == (other / "metrics.csv").read_text()
 
 
-def test_a_sweep_names_what_failed_and_runs_nothing_twice(cluster: Cluster, toy: list[str], tmp_path: Path) -> None:
-    one_rank = [argument for argument in toy if not argument.startswith(("trainer.devices", "trainer.strategy"))]
-    sweep = ["-m", *LAUNCHER, "hydra.launcher.timeout_min=5", *one_rank, "name=size", "data.size=64,96"]
-    waiting = start(sweep, tmp_path)
-    printed, _ = waiting.communicate(timeout=300)
-    assert waiting.returncode == 1, printed
-    assert "error: 1 of 2 jobs failed: data.size=96" in printed
-    table = (tmp_path / "runs" / "size.sweep" / "sweep.md").read_text()
-    assert "smaller than data.size=96" in table, "the error itself stands there"
-    assert "| data.size=64 | 64 | finished |" in table
-    waiting = start([*sweep[:-1], "data.size=choice(64)"], tmp_path)
-    printed, _ = waiting.communicate(timeout=120)
-    assert waiting.returncode == 0, printed
-    assert "submitted" not in printed, "finished jobs are not run again"
-    assert "| data.size=64 | 64 | finished |" in printed
-
-
 def test_a_run_that_is_requeued_and_hits_its_time_limit_equals_an_undisturbed_one(
     cluster: Cluster, toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,6 +82,23 @@ def test_a_run_that_is_requeued_and_hits_its_time_limit_equals_an_undisturbed_on
     assert cluster.state(number).restarts >= 2
     assert len(re.findall("continues from runs/run/checkpoints/step_", log)) == cluster.state(number).restarts
     assert sorted(path.name for path in (tmp_path / "runs").iterdir() if path.name[0] != ".") == ["run", "run.slurm"]
+
+
+def test_a_sweep_names_what_failed_and_runs_nothing_twice(cluster: Cluster, toy: list[str], tmp_path: Path) -> None:
+    one_rank = [argument for argument in toy if not argument.startswith(("trainer.devices", "trainer.strategy"))]
+    sweep = ["-m", *LAUNCHER, "hydra.launcher.timeout_min=5", *one_rank, "name=size", "data.size=64,96"]
+    waiting = start(sweep, tmp_path)
+    printed, _ = waiting.communicate(timeout=300)
+    assert waiting.returncode == 1, printed
+    assert "error: 1 of 2 jobs failed: data.size=96" in printed
+    table = (tmp_path / "runs" / "size.sweep" / "sweep.md").read_text()
+    assert "smaller than data.size=96" in table, "the error itself stands there"
+    assert "| data.size=64 | 64 | finished |" in table
+    waiting = start([*sweep[:-1], "data.size=choice(64)"], tmp_path)
+    printed, _ = waiting.communicate(timeout=120)
+    assert waiting.returncode == 0, printed
+    assert "submitted" not in printed, "finished jobs are not run again"
+    assert "| data.size=64 | 64 | finished |" in printed
 
 
 def sbatch_script() -> str:
