@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from tests.cluster.slurm import Cluster
-from tests.toy import ROOT, TINY_DATA, TINY_NETWORK, TINY_RUN, write_photographs
-from tests.train.kills import finished
+from tests.toy import ROOT, TINY_DATA, TINY_NETWORK, TINY_RUN, train, write_photographs
 
 pytestmark = pytest.mark.cluster
 LAUNCHER = ["hydra/launcher=slurm", "hydra.launcher.poll_s=0.5"]
@@ -64,7 +63,8 @@ def test_a_run_that_is_requeued_and_hits_its_time_limit_equals_an_undisturbed_on
     cluster: Cluster, toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = [*toy, "trainer.max_steps=140", "trainer.val_check_interval=35", "checkpoint.every_n_steps=5", "checkpoint.keep=99"]
-    finished(tmp_path, *run, "name=run")
+    undisturbed = train(*run, "name=run", cwd=tmp_path)
+    assert undisturbed.returncode == 0, undisturbed.stderr
     (tmp_path / "runs").rename(tmp_path / "undisturbed")
     monkeypatch.setenv("SLOW_S", "0.35")  # 50 s of updates in all
     # SLURM's shortest limit; the warning comes when it looks at the clock, every 30 s: 15 to 45 s after the start
@@ -110,7 +110,7 @@ def test_the_job_script_of_the_documentation(
     cluster: Cluster, toy: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two tasks; warned before the limit it goes on by itself; cancelled it does not."""
-    run = [*toy, "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.max_steps=30", "checkpoint.every_n_steps=5"]
+    run = [*toy, "trainer.accelerator=cpu", "trainer.precision=32-true", "trainer.max_steps=60", "checkpoint.every_n_steps=5"]
     run = [argument for argument in run if not argument.startswith("trainer.devices")]  # trainer=slurm reads them
     (tmp_path / "train.sbatch").write_text(sbatch_script())
     (tmp_path / "train.py").symlink_to(ROOT / "train.py")
@@ -130,7 +130,7 @@ def test_the_job_script_of_the_documentation(
     assert cluster.state(number).restarts == 1, log.read_text()
     assert "SIGUSR1: everything up to update" in log.read_text()
     assert "2 x cpu" in log.read_text()
-    assert "runs/script after 30 updates" in log.read_text()
+    assert "runs/script after 60 updates" in log.read_text()
 
     number = submit("cancelled")
     until_saved(tmp_path / "runs" / "cancelled", 5)
