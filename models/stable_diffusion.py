@@ -31,8 +31,9 @@ UNET, VAE, TEXT, TEXT_SD1 = (
 class StableDiffusion(nn.Module):
     """The frozen parts: never trained, always in eval mode.
 
-    A latent here is the autoencoder's times its scaling factor (0.18215), as the UNet wants it. Weights and autocast may be
-    of a narrower precision: images and latents come out as float32 all the same, so that sampling adds up in float32.
+    A latent here is the autoencoder's times its scaling factor (0.18215), as the UNet wants it. Weights may be narrower than
+    float32, and are then computed with as they are; float32 ones follow the autocast around them. Images and latents come out
+    as float32 all the same, so that sampling adds up in float32.
 
     Args:    tokenizer: for prompts; None serves the empty prompt alone.
     """
@@ -49,7 +50,9 @@ class StableDiffusion(nn.Module):
         self.unet: Any = unet  # their libraries type little of what they can do
         self.vae: Any = vae
         self.text_encoder: Any = text_encoder
+        self.features: Tensor
         self.tokenizer = tokenizer
+        self.kept: list[str] = []  # prompts, where the text encoder is gone
         self.requires_grad_(False)
         self.train(False)
 
@@ -68,7 +71,8 @@ class StableDiffusion(nn.Module):
         if control is not None:  # one without the other would mean another kind of adapter to diffusers
             *skips, middle = (each.to(dtype) for each in control)
             residuals = {"down_block_additional_residuals": skips, "mid_block_additional_residual": middle}
-        return self.unet(latent.to(dtype), timesteps, text.to(dtype), return_dict=False, **residuals)[0].float()
+        with in_its_precision(self.unet):
+            return self.unet(latent.to(dtype), timesteps, text.to(dtype), return_dict=False, **residuals)[0].float()
 
     def moments(self, image: Tensor) -> Tensor:
         """(b, 3, h, w) in [0, 1] to mean and log variance of the autoencoder's posterior, (b, 8, h/8, w/8), unscaled.
@@ -79,7 +83,8 @@ class StableDiffusion(nn.Module):
         if any(side % factor for side in image.shape[-2:]):
             h, w = image.shape[-2:]
             raise ValueError(f"an image of {h}x{w} has no latent: pad its sides to multiples of {factor}")
-        return self.vae.encode((2 * image - 1).to(self.vae.dtype)).latent_dist.parameters.float()
+        with in_its_precision(self.vae):
+            return self.vae.encode((2 * image - 1).to(self.vae.dtype)).latent_dist.parameters.float()
 
     def mode(self, moments: Tensor) -> Tensor:
         """The latent of a condition: the middle of the posterior."""
@@ -93,15 +98,37 @@ class StableDiffusion(nn.Module):
     def decode(self, latent: Tensor) -> Tensor:
         """(b, 4, h/8, w/8) to an image (b, 3, h, w), about [0, 1], not clamped."""
         unscaled = (latent / self.vae.config["scaling_factor"]).to(self.vae.dtype)
-        return (self.vae.decode(unscaled, return_dict=False)[0].float() + 1) / 2
+        with in_its_precision(self.vae):
+            return (self.vae.decode(unscaled, return_dict=False)[0].float() + 1) / 2
 
     def text(self, prompts: list[str]) -> Tensor:
         """(b, 77, c): the text encoder's last layer but one, behind its final norm; padding is attended to like words.
 
-        Raises:  ValueError: a prompt that is not empty, where there is no tokenizer.
+        Raises:  ValueError: a prompt that is not empty, where there is no tokenizer, or one that was not kept.
         """
+        if self.kept:
+            if unknown := [prompt for prompt in prompts if prompt not in self.kept]:
+                raise ValueError(f"the text encoder was let go, and the features of {unknown[0][:40]!r} were not kept")
+            return self.features[[self.kept.index(prompt) for prompt in prompts]]
         tokens = tokens_of(prompts, self.tokenizer, self.text_encoder.config)
-        return self.text_encoder(tokens.to(self.text_encoder.device)).last_hidden_state
+        with in_its_precision(self.text_encoder):
+            return self.text_encoder(tokens.to(self.text_encoder.device)).last_hidden_state
+
+    @torch.no_grad()
+    def keep_texts(self, prompts: list[str]) -> None:
+        """Computes the features of these prompts once, and lets the text encoder go: 354 M parameters."""
+        self.register_buffer("features", self.text(prompts), persistent=False)
+        self.kept, self.text_encoder = prompts, None
+
+    def check_prediction(self, prediction: Prediction) -> None:
+        """As the function of that name."""
+        check_prediction(self, prediction)
+
+
+def in_its_precision(part: Any) -> torch.autocast:
+    """For what is computed with a network: autocast is for float32 weights alone."""
+    kind = part.device.type
+    return torch.autocast(kind, enabled=part.dtype == torch.float32 and torch.is_autocast_enabled(kind))
 
 
 def tokens_of(prompts: list[str], tokenizer: CLIPTokenizer | None, config: CLIPTextConfig) -> Tensor:
@@ -126,7 +153,7 @@ def tokens_of(prompts: list[str], tokenizer: CLIPTokenizer | None, config: CLIPT
     return torch.tensor(rows)
 
 
-def load(path: str | Path, *, prediction: Prediction, tokenizer: str | Path | None = None) -> StableDiffusion:
+def load(path: str | Path | None, *, prediction: Prediction, tokenizer: str | Path | None = None) -> StableDiffusion:
     """Stable Diffusion 2.1-base in float32 on the CPU, from a diffusers folder or an official single file. Nothing is fetched.
 
     Args:    path: with unet/, vae/, text_encoder/ and tokenizer/ as diffusers writes them (safetensors), or a .ckpt or
@@ -136,6 +163,8 @@ def load(path: str | Path, *, prediction: Prediction, tokenizer: str | Path | No
              tokenizer: a folder with vocab.json and merges.txt, in place of the one in `path`.
     Raises:  FileNotFoundError; CheckpointError: parts missing, or weights of another model.
     """
+    if path is None:
+        raise FileNotFoundError("no path to Stable Diffusion 2.1-base: give a diffusers folder or a single file")
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: give Stable Diffusion 2.1-base, a diffusers folder or a single file")

@@ -33,6 +33,7 @@ NODES = (
         "adversary",
         "codebook",
         "codes",
+        "diffusion",
         "degradation",
         "augmentation",
         "data",
@@ -61,11 +62,12 @@ RUN: dict[str, Any] = {
     "init.parts": list[str] | None,
     "init.stage1": str | None,
     "init.stage2": str | None,
+    "init.stable_diffusion": str | None,
     "ema_decay": Annotated[float, Interval(ge=0, lt=1)] | None,
 }
 
 # Those of RUN that only some models have.
-STAGES = {"init.stage1", "init.stage2"}
+STAGES = {"init.stage1", "init.stage2", "init.stable_diffusion"}
 
 # Ranges that the classes of other libraries do not state.
 RANGES: dict[str, Any] = {
@@ -84,6 +86,7 @@ RANGES: dict[str, Any] = {
     "schedule.factor": Annotated[float, Interval(ge=0, le=1)],
     "schedule.gamma": Annotated[float, Gt(0)],
     "schedule.pct_start": Annotated[float, Interval(ge=0, le=1)],
+    "diffusion.sampler.steps": Annotated[int, Interval(ge=2, le=1000)],
 }
 
 # Arguments of lightning.Trainer that the run sets itself, or that would read the same samples again.
@@ -109,9 +112,8 @@ def check(config: DictConfig) -> Node:
         said = str(error.msg or error).partition("\n")[0]
         group = re.match(r"Interpolation key '(\w+)' not found", said)
         if group and str(error.full_key).startswith("task."):
-            said = (
-                f"this task needs {group[1]}, of which there is none: start from a model that has it, such as codeformer_stage2"
-            )
+            model = "ircontrolnet_ffhq" if group[1] == "diffusion" else "codeformer_stage2"
+            said = f"this task needs {group[1]}, of which there is none: start from a model that has it, such as {model}"
         raise ConfigError(f"{error.full_key or 'config'}: {said}") from error
     if resolved.get("name") is None:
         raise ConfigError("nothing to train: choose model=NAME or experiment=NAME (python train.py --help lists them)")
@@ -173,11 +175,13 @@ def _check_run(config: Node, raw: Node) -> Iterator[str]:
     def read(key: str) -> bool:
         return starts[key] in str(raw)
 
-    starts = {key: f"${{init.{key}}}" for key in ("stage1", "stage2", "ckpt") if key in raw["init"]}
-    if values.get("init.required") is True:
-        for key in starts:
-            if not values[f"init.{key}"] and raw["init"][key] not in starts.values() and (key == "ckpt" or read(key)):
-                yield f"init.{key} is not set, and {config['name']} starts from trained weights: give init.{key}=FILE or a run"
+    starts = {key: f"${{init.{key}}}" for key in ("stable_diffusion", "stage1", "stage2", "ckpt") if key in raw["init"]}
+    frozen = {"stable_diffusion", "stage1"} if "diffusion" in config else set()
+    for key in starts:
+        needed = values.get("init.required") is True or key in frozen
+        if needed and not values[f"init.{key}"] and raw["init"][key] not in starts.values() and (key == "ckpt" or read(key)):
+            place = "a diffusers folder" if key == "stable_diffusion" else "a run"
+            yield f"init.{key} is not set, and {config['name']} starts from trained weights: give init.{key}=FILE or {place}"
     for key in starts.keys() - {"ckpt"}:
         if values[f"init.{key}"] is not None and not read(key):
             yield f"init.{key}={values[f'init.{key}']!r}: nothing reads the key init.{key}, {config['name']} takes init.ckpt"
@@ -187,6 +191,7 @@ def _check_run(config: Node, raw: Node) -> Iterator[str]:
         ("adversary", "without discriminators", "adversarial, autoencoding or controllable"),
         ("codes", "without codes", "codes or controllable"),
         ("codebook", "without a look at a codebook", "autoencoding"),
+        ("diffusion", "without a diffusion model", "control"),
     ):
         if part in config and part not in config["task"]:
             yield f"{part}: {config['task'].get('_target_')} trains {what}: choose task={tasks}, or leave {part} out (~{part})"
