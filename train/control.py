@@ -7,7 +7,7 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
-from annotated_types import Ge, Lt
+from annotated_types import Ge
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -33,11 +33,15 @@ class FirstStage(nn.Module):
     def __init__(self, *, path: str | None, w: Annotated[float, Ge(0)], adain: bool) -> None:
         super().__init__()
         if not path:
-            raise ValueError("init.stage1 is not set: give a trained restorer, a run such as runs/swinir_ffhq or an official file")
+            raise ValueError(
+                "init.stage1 is not set: give a trained restorer, a run such as runs/swinir_ffhq or an official file"
+            )
         self.path, self.network = path, official.build(path)
         arguments = inspect.signature(self.network.forward).parameters
         if "lq" not in arguments:
-            raise ValueError(f"init.stage1={path} holds a {type(self.network).__name__}, which restores no images: give a restorer")
+            raise ValueError(
+                f"init.stage1={path} holds {type(self.network).__name__}, which restores no images: give a restorer"
+            )
         self.options = {"w": w, "adain": adain} if "w" in arguments else {}
 
     def forward(self, lq: Tensor) -> Tensor:
@@ -98,7 +102,7 @@ class Diffusion(nn.Module):
     ) -> None:
         super().__init__()
         self.noise, self.sampler, self.channels_last = noise, sampler, channels_last
-        self.fingerprint = fingerprint_of(backbone.unet, backbone.vae, stage1)
+        self.fingerprint = digest_of(backbone.unet, backbone.vae, stage1)
         options = getattr(sampler, "keywords", {})
         backbone.keep_texts(list(dict.fromkeys(["", options.get("positive", ""), options.get("negative", "")])))
         if str(precision).startswith("bf16"):
@@ -138,19 +142,24 @@ class Diffusion(nn.Module):
         output: Tensor = self.backbone(given.noisy, given.timesteps, text, residuals)
         return output
 
+    def second_stage(self, control: nn.Module) -> Callable[..., Tensor]:
+        """Raises ValueError: settings of the sampler that don't go together."""
+        return self.sampler(control=control, diffusion=self.backbone, schedule=self.noise)
+
     def restore(self, control: nn.Module, lq: Tensor, draws: SampleDraws) -> Tensor:
         """(b, 3, h, w) to (b, 3, h, w), about [0, 1]."""
-        return self.sampler(control=control, diffusion=self.backbone, schedule=self.noise)(self.stage1(lq), draws)
+        return self.second_stage(control)(self.stage1(lq), draws)
 
     @torch.no_grad()
     def check(self, size: int, device: torch.device) -> None:
-        """Tries every frozen network once on a grey image. Raises ValueError: one of them is not what it should be."""
+        """Tries every frozen network once, on a grey image. Raises ValueError: one of them is not what it should be."""
         self.backbone.check_prediction(self.noise.prediction)
         image = torch.full((1, 3, size, size), 0.5, device=device)
         first = self.stage1(image)
         if first.shape != image.shape:
             raise ValueError(
-                f"init.stage1={self.stage1.path} makes {tuple(first.shape[-2:])} of {size}x{size}: give a restorer that keeps the size"
+                f"init.stage1={self.stage1.path} makes {tuple(first.shape[-2:])} of {size}x{size}: give a restorer that keeps "
+                "the size"
             )
         for what, values in (
             (f"a restoration of init.stage1={self.stage1.path}", first),
@@ -160,11 +169,12 @@ class Diffusion(nn.Module):
                 raise ValueError(f"{what} is not finite: check its weights, or take a wider trainer.precision")
 
 
-def fingerprint_of(*networks: nn.Module) -> str:
+def digest_of(*networks: nn.Module) -> str:
+    """SHA-256 of all weights."""
     digest = hashlib.sha256()
     for network in networks:
         for value in network.state_dict().values():
-            digest.update(value.contiguous().cpu().numpy().tobytes())
+            digest.update(value.contiguous().cpu().numpy())
     return digest.hexdigest()
 
 
@@ -177,6 +187,7 @@ class ControlTask(RegressionTask):
     """
 
     offers = frozenset({"predicted", "target", "hq", "lq"})
+    inputs = 4
 
     def __init__(
         self,
@@ -189,13 +200,14 @@ class ControlTask(RegressionTask):
         ema_decay: Decay | None,
         validation: Validation,
     ) -> None:
-        if not hasattr(network, "copy_encoder"):
+        control: Any = network
+        if not hasattr(control, "copy_encoder"):
             raise ValueError(f"{type(network).__name__} controls no diffusion model: task=control is for network=ircontrolnet")
-        network.copy_encoder(diffusion.backbone.unet)
-        if network.gradient_checkpointing:
+        control.copy_encoder(diffusion.backbone.unet)
+        if control.gradient_checkpointing:
             diffusion.backbone.unet.enable_gradient_checkpointing()  # its decoder keeps activations for the control network too
         if diffusion.channels_last:
-            network = network.to(memory_format=torch.channels_last)
+            control.to(memory_format=torch.channels_last)
         super().__init__(
             network=network, loss=loss, optimizer=optimizer, schedule=schedule, ema_decay=ema_decay, validation=validation
         )
@@ -203,6 +215,7 @@ class ControlTask(RegressionTask):
 
     def check_start(self) -> None:
         network: Any = self.network
+        self.diffusion.second_stage(network)  # its settings are tried before an hour has passed
         size, multiple = self.config["data"]["size"], 8 * network.multiple
         if size % multiple:
             nearest = max(multiple, round(size / multiple) * multiple)
@@ -216,7 +229,7 @@ class ControlTask(RegressionTask):
 
     def run_network(self, batch: Batch) -> dict[str, Any]:
         given = self.diffusion.example(batch["hq"], batch["lq"], SampleDraws(self.config["seed"], self.positions))
-        self.note_nonfinite({"the latent of HQ": given.target.sum(), "the condition latent": given.condition.sum()})
+        self.note_nonfinite({"the latent of HQ": given.noisy.sum(), "the condition latent": given.condition.sum()})
         return {"predicted": self.diffusion.predict(self.network, given), "target": given.target}
 
     def restore(self, lq: Tensor) -> Tensor:
@@ -232,6 +245,6 @@ class ControlTask(RegressionTask):
         super().on_load_checkpoint(checkpoint)
         if checkpoint["frozen"] != self.diffusion.fingerprint:
             raise ValueError(
-                "init.stable_diffusion or init.stage1 holds other weights than when this run began, so that it can't go on as it "
-                "would have: put the old ones back, or start over with resume=never"
+                "init.stable_diffusion or init.stage1 holds other weights than when this run began, so that it can't go on as "
+                "it would have: put the old ones back, or start over with resume=never"
             )
