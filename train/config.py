@@ -61,11 +61,12 @@ RUN: dict[str, Any] = {
     "init.parts": list[str] | None,
     "init.stage1": str | None,
     "init.stage2": str | None,
+    "init.prior": str | None,
     "ema_decay": Annotated[float, Interval(ge=0, lt=1)] | None,
 }
 
 # Those of RUN that only some models have.
-STAGES = {"init.stage1", "init.stage2"}
+STAGES = {"init.stage1", "init.stage2", "init.prior"}
 
 # Ranges that the classes of other libraries do not state.
 RANGES: dict[str, Any] = {
@@ -174,7 +175,9 @@ def _check_run(config: Node, raw: Node) -> Iterator[str]:
         return starts[key] in str(raw)
 
     starts = {key: f"${{init.{key}}}" for key in ("stage1", "stage2", "ckpt") if key in raw["init"]}
-    if values.get("init.required") is True:
+    if "prior" in raw["init"]:
+        yield from _check_prior(config["name"], config["init"])
+    elif values.get("init.required") is True:
         for key in starts:
             if not values[f"init.{key}"] and raw["init"][key] not in starts.values() and (key == "ckpt" or read(key)):
                 yield f"init.{key} is not set, and {config['name']} starts from trained weights: give init.{key}=FILE or a run"
@@ -200,6 +203,17 @@ def _check_run(config: Node, raw: Node) -> Iterator[str]:
             yield from _check_tree(name, value, raw[name], Node, valid)
         else:
             yield f"{name}={value!r}: nothing reads the key {name}{nearest(name, valid)}"
+
+
+def _check_prior(name: str, init: Node) -> Iterator[str]:
+    """Of a generative prior within the network (GFPGAN): its own file, or all of the network from one."""
+    if init["prior"] and init["ckpt"]:
+        yield f"init.prior={init['prior']} and init.ckpt={init['ckpt']}: the second holds a prior as well; give one of them"
+    if init["required"] is True and not init["prior"] and not init["ckpt"]:
+        yield (
+            f"init.prior is not set, and {name} starts from trained weights: give init.prior=FILE, a StyleGAN2 "
+            "(python -m models.weights fetch stylegan2_ffhq), or init.ckpt=FILE, a whole network"
+        )
 
 
 def _is_node(value: Any) -> bool:
