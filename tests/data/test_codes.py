@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 from data.augmentation import Augmentation
-from data.codes import CodeFile, Codes, checksum, read, rows_of
+from data.codes import CodeFile, Codes, checksum, read
 from data.faces import FaceDataset, center_crop
+from data.names import lacking, rows_of
 from data.pairs import targets_of
 from data.sources import FileList, ImageFolder
 from tests.data.conftest import textured
@@ -130,6 +131,8 @@ def test_names_are_found_in_the_first_way_that_tells_all_apart():
     assert rows_of(["0.png"], names) is None
     assert rows_of(["x/1.jpg", "y/2.jpg"], ["00/1.png", "00/2.png"]).tolist() == [0, 1]
     assert rows_of(["x/1.jpg", "y/1.jpg"], ["00/1.png", "00/2.png"]) is None
+    assert rows_of(["00002.png", "00000.png"], ["00000000", "00000001", "00000002"]).tolist() == [2, 0]
+    assert lacking(["a/00002.png", "00003.png"], ["00000000", "00000001", "00000002"]) == ["00003.png"]
 
 
 def test_parts_of_larger_arrays_are_written_as_they_are(folder, tmp_path):
