@@ -9,7 +9,7 @@ import torch
 
 def load(path: Path) -> Any:
     """What the file holds. Raises nearly anything for damaged bytes, and for a file that wants other code to be run."""
-    makers = {"_reconstruct": np.empty(0).__reduce__()[0], "scalar": np.float64(0).__reduce__()[0]}
+    makers: dict[str, Any] = {"_reconstruct": np.empty(0).__reduce__()[0], "scalar": np.float64(0).__reduce__()[0]}
     named = [
         (made, f"numpy.{core}.multiarray.{name}")  # under their names before and since numpy 2
         for core in ("core", "_core")

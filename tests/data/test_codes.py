@@ -49,8 +49,9 @@ def written(file, contents):
 
 
 def dataset(source, codes, degradation, **changes):
-    options = {"targets": None, "negatives": None, "real": None, "augmentation": Augmentation(transforms={}), "size": SIZE}
-    options |= {"crop": "center", "hflip_prob": 0.5, "seed": 2, "on_error": "raise", "keep_decoded": False}
+    options = {"targets": None, "negatives": None, "components": None, "real": None, "size": SIZE}
+    options |= {"augmentation": Augmentation(transforms={}), "crop": "center", "hflip_prob": 0.5, "seed": 2}
+    options |= {"on_error": "raise", "keep_decoded": False}
     return FaceDataset(source=source, codes=codes, degradation=degradation, **(options | changes))
 
 
