@@ -31,7 +31,6 @@ class Batch(TypedDict):
     real: NotRequired[Tensor]  # (b, 3, h, w) clean faces for discriminators, where they are not hq (data.real_root)
     negative: NotRequired[Tensor]  # (b, 3, h, w) what hq shows, badly enhanced (data.source.negatives of data=hggt)
     has_negative: NotRequired[Tensor]  # (b,) float32: 0 where negative is only the photo that the LQ was made of, else 1
-    components: NotRequired[Tensor]  # (b, 3, 3) float32: see models.components, where they were found (data.components)
     target_codes: NotRequired[Tensor]  # (b, h, w) int64: codes of hq, where they were made before training (data.codes)
     components: NotRequired[Tensor]  # (b, 3, 3) float32: where hq's eyes and mouth are (data.components.Components.of)
     position: Tensor  # (b,) int64: place in the run's endless order (training) or in the fixed set (validation)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from annotated_types import Ge, Interval
 from torch import Tensor
@@ -131,7 +132,11 @@ class PathLength(Loss):
             noisy = (restored.float() * torch.randn_like(restored, dtype=torch.float32)).sum() / (h * w) ** 0.5
             (slope,) = torch.autograd.grad(noisy, latent, create_graph=learns, retain_graph=True)
             lengths = slope.float().square().sum(2).mean(1).sqrt()
-            self.mean_length.lerp_(lengths.detach().mean(), self.decay)
+            mean = lengths.detach().mean()
+            if dist.is_initialized():  # a checkpoint keeps one for all ranks
+                dist.all_reduce(mean, dist.ReduceOp.SUM)
+                mean /= dist.get_world_size()
+            self.mean_length.lerp_(mean, self.decay)
             return (lengths - self.mean_length).square().mean()
 
 
