@@ -17,6 +17,7 @@ class Sample(TypedDict, total=False):
     negative: Tensor  # (3, h, w) float32 RGB in [0, 1]
     has_negative: Tensor  # () float32, 0 or 1
     target_codes: Tensor  # (h, w) int64
+    components: Tensor  # (3, 3) float32
     parameters: Parameters
     position: int
     unreadable: int
@@ -31,6 +32,7 @@ class Batch(TypedDict):
     negative: NotRequired[Tensor]  # (b, 3, h, w) what hq shows, badly enhanced (data.source.negatives of data=hggt)
     has_negative: NotRequired[Tensor]  # (b,) float32: 0 where negative is only the photo that the LQ was made of, else 1
     target_codes: NotRequired[Tensor]  # (b, h, w) int64: codes of hq, where they were made before training (data.codes)
+    components: NotRequired[Tensor]  # (b, 3, 3) float32: where hq's eyes and mouth are (data.components.Components.of)
     position: Tensor  # (b,) int64: place in the run's endless order (training) or in the fixed set (validation)
     unreadable: Tensor  # (b,) int64: files passed over to fill this place; above 0 only with data.on_error=skip
 

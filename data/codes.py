@@ -1,10 +1,8 @@
 """Codes of images, made once before training (python -m data.prepare codes) in place of anew for each sample."""
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,7 +11,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch import Tensor
 
-from data.sources import Named, Source, existing, first_few
+from data.names import lacking, paths_of, rows_of
+from data.pickles import load
+from data.sources import Source, existing, first_few
 
 NO_CODES = -1  # in place of the checksum of an image that could not be used
 
@@ -21,11 +21,6 @@ NO_CODES = -1  # in place of the checksum of an image that could not be used
 def checksum(photo: np.ndarray) -> int:
     """Of the pixels, 0 to 2 ** 32 - 1."""
     return int(isal_zlib.crc32(np.ascontiguousarray(photo)))
-
-
-def paths_of(source: Source) -> list[str] | None:
-    """The images' names by which their codes are found; None: rows of a table, which have a number alone."""
-    return [str(path) for path in source.paths] if isinstance(source, Named) else None
 
 
 @dataclass(frozen=True)
@@ -74,31 +69,10 @@ def _ours(path: Path) -> CodeFile:
 
 def _official(path: Path) -> CodeFile:
     """{orig, hflip}: name without suffix -> (16, 16) int64 (scripts/generate_latent_gt.py)."""
-    array: Any = np.empty(0).__reduce__()[0]  # what numpy's pickles call for, under its names before and since numpy 2
-    named = [(array, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
-    with torch.serialization.safe_globals([*named, np.ndarray, np.dtype, type(np.dtype(np.int64))]):
-        content = torch.load(path, map_location="cpu", weights_only=True)
+    content = load(path)
     names = list(content["orig"])
     orig, hflip = (np.stack([np.asarray(content[way][name], np.int32) for name in names]) for way in ("orig", "hflip"))
     return CodeFile(names, orig, hflip, None, None, None)
-
-
-# Ways to call an image, the first that finds all of them counts: a packed copy has other suffixes, another root other folders.
-WAYS: tuple[Callable[[str], str], ...] = (
-    lambda name: name,
-    lambda name: PurePosixPath(name).with_suffix("").as_posix(),
-    lambda name: PurePosixPath(name).stem,
-)
-
-
-def rows_of(paths: list[str], names: list[str]) -> np.ndarray | None:
-    """(n,): the place of each path among the names; None: not all are found in a way that tells all apart."""
-    for call in WAYS:
-        row = {call(name): number for number, name in enumerate(names)}
-        ours = [call(path) for path in paths]
-        if len(row) == len(set(names)) and len(set(ours)) == len(set(paths)) and row.keys() >= set(ours):
-            return np.array([row[each] for each in ours])
-    return None
 
 
 class Codes:
@@ -134,8 +108,7 @@ class Codes:
             return np.arange(count)
         rows = rows_of(paths, names)
         if rows is None:
-            known = {WAYS[-1](name) for name in names}
-            lonely = [path for path in paths if WAYS[-1](path) not in known]
+            lonely = lacking(paths, names)
             said = f"{len(lonely)} are not in it ({first_few(lonely)})" if lonely else "several share a name"
             raise ValueError(
                 f"data.codes={self.file} is of {count} other images than the {len(paths)} of data.root: {said}; make another "

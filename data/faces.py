@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from data.augmentation import Augmentation
 from data.batch import Degradation, Sample, finished
 from data.codes import Codes
+from data.components import Components
 from data.images import UnreadableImage, decode, to_tensor
 from data.order import BlockOrder, draws, image_at
 from data.pairs import check_pair
@@ -129,21 +130,47 @@ def check_size(photo: np.ndarray, size: int, name: str, key: str) -> None:
         )
 
 
-def check_fixed(
-    file: str, crop: str, augmentation: Augmentation, degradation: Degradation | None, targets: Source | Choices | None
-) -> None:
-    """Raises ValueError, which names every setting under which an HQ is not always the image that codes were made of."""
+def moving(crop: str, augmentation: Augmentation, targets: Source | Choices | None) -> list[str]:
+    """Every setting under which an HQ is not always cut of one image in one way, in words."""
     wrong = [] if crop == "center" else [f"data.crop={crop}, where center is needed"]
     if augmentation.transforms:
         wrong.append(f"augmentation={', '.join(augmentation.transforms)}, where none is needed")
-    if targets is None and (changing := getattr(degradation, "hq_too", ())):
-        wrong.append(f"degradation.hq_too={list(changing)}, where [] is needed")
     if isinstance(targets, Choices):
         wrong.append("targets that are drawn (data=hggt)")
-    if wrong:
+    return wrong
+
+
+def check_fixed(file: str, moved: list[str], degradation: Degradation | None, targets: Source | Choices | None) -> None:
+    """Raises ValueError, which names every setting under which an HQ is not always the image that codes were made of."""
+    changing = getattr(degradation, "hq_too", ()) if targets is None else ()
+    if wrong := [*moved, *([f"degradation.hq_too={list(changing)}, where [] is needed"] if changing else [])]:
         raise ValueError(
             f"data.codes={file} are of images cut in one way, which HQs are not with {'; '.join(wrong)}: change that, or set "
             "data.codes=null to compute codes anew for each sample"
+        )
+
+
+def check_unmoved(file: str, moved: list[str]) -> None:
+    """Raises ValueError, which names every setting under which components would be in another place."""
+    if moved:
+        raise ValueError(
+            f"data.components={file} tells places in whole images, which HQs are not with {'; '.join(moved)}: change that, or "
+            "set data.components=null"
+        )
+
+
+def check_whole(photos: list[np.ndarray], size: int, name: str) -> None:
+    """Raises ValueError: the HQ, the last of the photos, isn't the whole image scaled to size, so components are elsewhere."""
+    height, width = photos[-1].shape[:2]
+    if height != width:
+        raise ValueError(
+            f"{name} is {width}x{height}, and data.components are of square images: align its face (python -m data.prepare "
+            "align), take it out of data.root, or set data.components=null"
+        )
+    if photos[0].shape != photos[-1].shape and height != size:
+        raise ValueError(
+            f"{name} has an HQ of {width}x{height}, larger than itself, of which data.size={size} is the middle, where "
+            f"data.components don't hold: set data.size={height}, or data.components=null"
         )
 
 
@@ -154,6 +181,7 @@ class FaceDataset(Dataset[Sample]):
                  its own.
              negatives: of the images, where samples have a negative; an image without any stands in for it.
              codes: of the HQs, where they were made before (data.codes).
+             components: of the HQs: where their eyes and mouths are (data.components).
              real: clean faces that a discriminator sees instead of the HQs; cut and mirrored as these are, each by itself.
              degradation: makes the LQ of an image; None: the images are LQs, and targets are given.
              augmentation: of an image and what belongs to it alike, before everything else.
@@ -163,7 +191,7 @@ class FaceDataset(Dataset[Sample]):
              on_error: skip: the next readable image of the order stands in for an unreadable one, under the position's own
                  draws, and is counted; raise: stop. An image below size is an error with both.
              keep_decoded: decoded images stay in memory (of each worker): for a few images that are read again and again.
-    Raises:  ValueError: codes are given, and the HQ is not always the image that they are of.
+    Raises:  ValueError: codes or components are given, and the HQ is not always the image that they are of.
     """
 
     def __init__(
@@ -173,6 +201,7 @@ class FaceDataset(Dataset[Sample]):
         targets: Source | Choices | None,
         negatives: Choices | None,
         codes: Codes | None,
+        components: Components | None,
         real: Source | None,
         degradation: Degradation | None,
         augmentation: Augmentation,
@@ -183,12 +212,16 @@ class FaceDataset(Dataset[Sample]):
         on_error: Literal["raise", "skip"],
         keep_decoded: bool,
     ) -> None:
+        moved = moving(crop, augmentation, targets)
         if codes is not None:
-            check_fixed(codes.file, crop, augmentation, degradation, targets)
+            check_fixed(codes.file, moved, degradation, targets)
+        if components is not None:
+            check_unmoved(components.file, moved)
         self.source = source
         self.targets = targets
         self.negatives = negatives
         self.codes = codes
+        self.components = components
         self.real = real
         self.decoded: dict[tuple[int, ...], list[np.ndarray]] | None = {} if keep_decoded else None
         self.degradation = degradation
@@ -202,14 +235,18 @@ class FaceDataset(Dataset[Sample]):
         self.block_order = BlockOrder(lengths=blocks, seed=seed) if blocks else None
 
     def __getitem__(self, position: int) -> Sample:
-        """Raises UnreadableImage: the file, or with on_error=skip every file. ValueError: the image is too small."""
+        """Raises UnreadableImage: the file, or with on_error=skip every file. ValueError: the image can't be cut as asked."""
         photos, index, unreadable = self._photos(position)
         name = self.source.name(index)
+        if self.components is not None:
+            check_whole(photos, self.size, name)
         photos = self.augmentation.apply(photos, draws(self.seed, position, "data.augmentation"), name)
         photos = self._cut(photos, position, name, "data")
         made = degraded(photos[:2], self.degradation, self.seed, position)
         if self.codes is not None:
             made["target_codes"] = self.codes.of(index, self._mirrored(position, "data"), photos[-1], name)
+        if self.components is not None:
+            made["components"] = self.components.of(index, self._mirrored(position, "data"))
         real: Sample = {} if self.real is None else {"real": self._real(self.real, position)}
         return {**made, **self._negative(photos), **real, "position": position, "unreadable": unreadable}
 

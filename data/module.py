@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 from data.augmentation import Augmentation
 from data.batch import Batch, Degradation, Parameters, Sample, finished
 from data.codes import Codes
+from data.components import Components
 from data.faces import FaceDataset, FixedFaces
 from data.order import PositionSampler
 from data.pairs import targets_of
@@ -74,6 +75,8 @@ class FaceData(LightningDataModule):
              paired: the HQ of each image is given, as the target of the same name (data/pairs.py); False: an image is its own.
              target_root, val_target_root: of the targets.
              codes: file with the codes of the HQs (data/codes.py), for tasks that predict them; None: they compute them.
+             components: file that tells where the eyes and mouths of the training images are (data/components.py), for tasks
+                 that judge these by themselves; None: samples don't hold it.
              real_root: clean faces for discriminators, in an order of their own; None: they see the HQs (training alone).
              degradation: makes LQs; None: root holds LQs, and is paired.
              source: makes a Source of a root; one that brings targets (data.sources.Graded) needs no target_root.
@@ -98,6 +101,7 @@ class FaceData(LightningDataModule):
         target_root: str | None,
         val_target_root: str | None,
         codes: str | None,
+        components: str | None,
         real_root: str | None,
         source: Callable[..., Source],
         expects: str,
@@ -137,6 +141,7 @@ class FaceData(LightningDataModule):
             targets=train.targets,
             negatives=train.negatives,
             codes=self.codes,  # training images come first in photos, so that their numbers are the same there
+            components=None if components is None else Components(file=components, source=photos.source, size=size),
             real=None if real_root is None else self._open("real_root", real_root),
             degradation=degradation,
             augmentation=augmentation,
@@ -203,6 +208,10 @@ class FaceData(LightningDataModule):
             raise ValueError(
                 f"degradation.device=gpu with trainer.precision={precision} would degrade images of half precision: set "
                 "degradation.device=cpu, or a mixed precision"
+            )
+        if self.faces.components is not None and precision == "bf16-true":
+            raise ValueError(
+                "trainer.precision=bf16-true would round data.components to 2 px: set bf16-mixed, or data.components=null"
             )
         self._start_samples = self.samples_seen
         self._start_step = self.trainer.global_step if self.trainer is not None else None

@@ -103,6 +103,22 @@ class Identity(Loss):
             return (1 - (embedding(self.embedder(made)) * target).sum(dim=1)).mean()
 
 
+class EmbeddingL1(Loss):
+    """L1 between the embeddings of whole restored and HQ faces, mean over the batch and the values, as GFPGAN has it.
+
+    Args: embedder: (b, 3, h, w) in [0, 1] to embeddings (b, n), not of unit length, such as models.arcface.ResNetArcFace.
+    """
+
+    def __init__(self, *, weight: Weight, embedder: nn.Module) -> None:
+        super().__init__(weight=weight)
+        self.embedder = Frozen(embedder)
+
+    def forward(self, restored: Tensor, hq: Tensor) -> Tensor:
+        with torch.no_grad():
+            wanted = self.embedder(hq)
+        return F.l1_loss(self.embedder(restored), wanted)
+
+
 def embedding(output: Tensor | tuple[Tensor, ...]) -> Tensor:
     """(b, n) of unit length, of what an embedder gave."""
     return F.normalize(output[0] if isinstance(output, tuple) else output, dim=1)

@@ -111,6 +111,14 @@ class LossSet(nn.Module):
         weights: dict[str, Any] = {name: term.weight_at(update) for name, term in self.terms.items()}  # type: ignore[operator]
         return {name: weight for name, weight in weights.items() if weight is not None and name not in without}
 
+    def asked(self, update: int, without: Collection[str] = ()) -> dict[str, set[str]]:
+        """Discriminator -> names of the tensors that this update's terms of it ask for."""
+        found: dict[str, set[str]] = {}
+        for name in self.due(update, without):
+            if (of := getattr(self.terms[name], "of", None)) is not None:
+                found.setdefault(of, set()).update(self._needs[name])
+        return found
+
     def needs(self, update: int, without: Collection[str] = ()) -> set[str]:
         """Names of the tensors that this update asks for."""
         return {key for name in self.due(update, without) for key in self._needs[name]}

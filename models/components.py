@@ -4,12 +4,15 @@ Where they are comes as components (b, 3, 3): for left eye, right eye and mouth 
 pixels of the image. "Left" is on the left of the image.
 """
 
+from typing import Annotated, Literal
+
 import torch
+from annotated_types import Gt
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from models.stylegan2 import GAIN, ConvLayer, Resampler, activated
-from models.vqgan import laid_out
+from models.vqgan import Positive, laid_out
 
 PARTS = ("left_eye", "right_eye", "mouth")
 
@@ -37,7 +40,7 @@ def boxes_of(components: Tensor, *, eye_enlarge: float) -> Tensor:
 
 
 def cut(images: Tensor, boxes: Tensor, side_px: int) -> Tensor:
-    """One box of each image, resized (RoI align, He et al. 2017), (b, c, h, w) to (b, c, side_px, side_px); differentiable.
+    """One box of each image, resized (RoI align, He et al. 2017): (b, c, h, w) to (b, c, side_px, side_px), in float32.
 
     Args:    boxes: (b, 4) left, top, right, bottom; what lies outside of the image is black.
              side_px: 80 for eyes and 120 for mouths of 512 px images, as published.
@@ -45,7 +48,25 @@ def cut(images: Tensor, boxes: Tensor, side_px: int) -> Tensor:
     """
     if boxes.shape != (len(images), 4):
         raise ValueError(f"boxes of shape {tuple(boxes.shape)} for {len(images)} images: give one each, ({len(images)}, 4)")
-    return roi_align(images, list(boxes.to(images.dtype).unsqueeze(1)), side_px, sampling_ratio=-1, aligned=False)
+    images = images.float()  # half precision has no fractions of pixels
+    return roi_align(images, list(boxes.to(images).unsqueeze(1)), side_px, sampling_ratio=-1, aligned=False)
+
+
+class Part(nn.Module):
+    """One part of each image, as its discriminator sees it.
+
+    Args: of: which. side_px, eye_enlarge: see cut and boxes_of.
+    """
+
+    def __init__(
+        self, *, of: Literal["left_eye", "right_eye", "mouth"], side_px: Positive, eye_enlarge: Annotated[float, Gt(0)]
+    ) -> None:
+        super().__init__()
+        self.number, self.side_px, self.eye_enlarge = PARTS.index(of), side_px, eye_enlarge
+
+    def forward(self, images: Tensor, components: Tensor) -> Tensor:
+        """(b, c, h, w) and (b, 3, 3) to (b, c, side_px, side_px)."""
+        return cut(images, boxes_of(components, eye_enlarge=self.eye_enlarge)[:, self.number], self.side_px)
 
 
 class FacialComponentDiscriminator(nn.Module):
@@ -66,12 +87,16 @@ class FacialComponentDiscriminator(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """(b, 3, h, w) in [0, 1] to logits (b, 1, h // 4, w // 4)."""
-        return self.final_conv(self.features(image)[-1])
+        return self.logits(self.features(image))
 
     def features(self, image: Tensor) -> list[Tensor]:
         """For style losses: (b, 128, h // 2, w // 2) and (b, 256, h // 4, w // 4), after their activations."""
         half = self.conv3(self._halved(self.conv1(laid_out(2 * image - 1)), self.conv2))
         return [half, self.conv5(self._halved(half, self.conv4))]
+
+    def logits(self, features: list[Tensor]) -> Tensor:
+        """Of what features gave."""
+        return self.final_conv(features[-1])
 
     def _halved(self, x: Tensor, layer: ConvLayer) -> Tensor:
         return activated(self.resampler.halve_convolution(x, *layer.folded(GAIN)))

@@ -50,8 +50,11 @@ class UNetDiscriminatorSN(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """(b, 3, h, w) in [0, 1] to logits (b, 1, h, w)."""
-        x = self.features(image)[-1]
-        return self.conv9(_activated(self.conv8(_activated(self.conv7(x)))))
+        return self.logits(self.features(image))
+
+    def logits(self, features: list[Tensor]) -> Tensor:
+        """Of what features gave."""
+        return self.conv9(_activated(self.conv8(_activated(self.conv7(features[-1])))))
 
 
 def _activated(x: Tensor) -> Tensor:

@@ -39,6 +39,7 @@ class Restoration(NamedTuple):
 
     restored: Tensor  # (b, 3, out_size, out_size), about [0, 1], not clamped
     pyramid: tuple[Tensor, ...]  # the U-Net's own images, (b, 3, side, side) for the sides 8, 16, … out_size, about [0, 1]
+    latent: Tensor  # (b, layers or 1, n): what the prior draws the face from
 
 
 class GFPGAN(nn.Module):
@@ -96,6 +97,8 @@ class GFPGAN(nn.Module):
         self.condition_shift = nn.ModuleList(_condition(width, sft_width, 0.0, equalised) for width in upwards[1:])
         self.halving, self.doubling = Resampler(resample_kernel), Resampler(None)
 
+    branches = frozenset({"pyramid"})  # outputs with parameters of their own: train/adversarial.py tells DDP
+
     def forward(self, lq: Tensor, *, noise: Noise = None) -> Restoration:
         """Args:    lq: (b, 3, out_size, out_size) in [0, 1].
                  noise: as StyleGAN2Generator's: new in training, in eval mode that of the file, so that an image always gives
@@ -121,9 +124,9 @@ class GFPGAN(nn.Module):
             x = block(x + skips.pop(), self.doubling)
             conditions.append((_conditioned(x, scale), _conditioned(x, shift)))
             pyramid.append(unsigned(_convolved(x, to_rgb)))
-        latent = latent.unflatten(1, (self.latents, -1)) if self.latents > 1 else latent
-        restored = self.stylegan_decoder(latent, noise=noise, conditions=conditions)
-        return Restoration(restored, tuple(pyramid))
+        latent, decoder = latent.unflatten(1, (self.latents, -1)), self.stylegan_decoder
+        restored = decoder(latent.expand(-1, decoder.num_latent, -1), noise=noise, conditions=conditions)
+        return Restoration(restored, tuple(pyramid), latent)
 
 
 class GFPGANv1(GFPGAN):

@@ -385,13 +385,15 @@ class Generator(nn.Module):
             self.noises.register_buffer(f"noise{number}", torch.randn(1, 1, side, side))
         self.num_latent = 2 * len(widths)
         self.resampler = Resampler(resample_kernel)
+        self.sample_seeds: list[int] | None = None  # of a training batch: the noise of a sample follows from its own alone
 
     def forward(
         self, latent: Tensor, *, noise: Noise = None, conditions: Sequence[tuple[Tensor, Tensor]] | None = None
     ) -> Tensor:
         """Args:    latent: (b, n), as `style_mlp` makes them, for all layers, or (b, num_latent, n), one for each.
                  noise: maps (b or 1, 1, h, w), such as `stored_noise()`; or what they are drawn with. None: the stored ones in
-                     eval mode, and while training new ones by PyTorch's own generator (the reference draws in both).
+                     eval mode, and while training new ones by sample_seeds, or by PyTorch's own generator where there are none
+                     (the reference draws in both).
                  conditions: for each side from 8 on the scale and shift, (b, o, h, w) both, of the last o channels of its first
                      convolution (GFPGAN's spatial feature transform).
         Returns: (b, 3, out_size, out_size), about [0, 1], not clamped.
@@ -423,6 +425,8 @@ class Generator(nn.Module):
         sides = self.noise_sides
         if noise is None and not self.training:
             return self.stored_noise()
+        if noise is None and self.sample_seeds is not None:
+            return self._noise_of(self.sample_seeds)
         if noise is None or isinstance(noise, torch.Generator):
             like = self.constant_input.weight
             device = like.device if noise is None else noise.device
@@ -440,6 +444,13 @@ class Generator(nn.Module):
                 f"the sides {sides}"
             )
         return list(noise)
+
+    def _noise_of(self, seeds: list[int]) -> list[Tensor]:
+        like, areas = self.constant_input.weight, [side * side for side in self.noise_sides]
+        rngs = [torch.Generator(like.device).manual_seed(seed) for seed in seeds]
+        drawn = [torch.randn(sum(areas), generator=rng, device=like.device) for rng in rngs]
+        maps = torch.stack(drawn).to(like.dtype).split(areas, 1)
+        return [each.view(-1, 1, side, side) for each, side in zip(maps, self.noise_sides, strict=True)]
 
 
 def transformed(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

@@ -1,7 +1,9 @@
 """Training against discriminators: SwinIR with a GAN (DT-BFR), ELAN (HGGT), CodeFormer I and III, GFPGAN."""
 
+import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
+from pydoc import locate
 from typing import Any
 
 import torch
@@ -69,10 +71,24 @@ class AdversarialTask(RestorationTask):
             )
         self.scaler = torch.amp.GradScaler(enabled=False)
 
+    @staticmethod
+    def unused_parameters(config: dict[str, Any]) -> bool:
+        """Where an output that has parameters of its own (GFPGAN's pyramid) is not in the loss of every update."""
+        network: Any = locate(config["network"]["_target_"])
+        terms = [term for term in config["loss"]["terms"].values() if isinstance(term["weight"], float | int)]  # not scheduled
+        losses: list[Any] = [locate(term["_target_"]) for term in terms if term["weight"] > 0]
+        always = {name for loss in losses for name in inspect.signature(loss.forward).parameters}
+        return not getattr(network, "branches", frozenset()) <= always
+
     def setup(self, stage: str) -> None:
         """Lightning refuses accumulation and clipping with manual optimization, but looks before this: both are done here."""
         self.automatic_optimization = False
         fp16 = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        if fp16 and self.adversary.generator_start_step:
+            raise ValueError(
+                f"trainer.precision={self.trainer.precision} can't leave out the generator's steps: set "
+                "adversary.generator_start_step=0, or trainer.precision=bf16-mixed"
+            )
         self.scaler = torch.amp.GradScaler(self.trainer.strategy.root_device.type, enabled=fp16)  # the discriminators' own
 
     def configure_model(self) -> None:
@@ -106,8 +122,8 @@ class AdversarialTask(RestorationTask):
         first = batches - of_a_step  # the first batch that the generator trains on
         last = (number + 1) % of_a_step == 0
         real = batch.get("real", batch["hq"])
-        against = self.plays(update)
-        if number >= first:
+        against, held = self.plays(update), update <= self.adversary.generator_start_step
+        if number >= first and not held:
             with self._synchronised(number == batches - 1), self.adversary.trainable(self.adversary.leak and number > first):
                 made = self._generator_gradient(batch, real, update, of_a_step)
         elif against:
@@ -117,7 +133,7 @@ class AdversarialTask(RestorationTask):
             with self.adversary.trainable():
                 self._discriminator_gradients(batch, real, made["restored"].detach(), update, of_a_step)
         if number == batches - 1:
-            self._generator_step()
+            self._generator_step(held)
         if against and last and (number < first or not self.skip_update):
             self._discriminator_steps(alone=number < first)
         if number == batches - 1:
@@ -127,7 +143,8 @@ class AdversarialTask(RestorationTask):
     def _generator_gradient(self, batch: Batch, real: Tensor, update: int, of_a_step: int) -> dict[str, Any]:
         """Adds to the generator's gradient; returns what it made."""
         made, without = self.run_network(batch), self.left_out(update)
-        opinion = self.adversary.opinion(self.loss.needs(update, without), made.get("restored"), real)
+        asked = self.loss.asked(update, without)
+        opinion = self.adversary.opinion(asked, made.get("restored"), real, batch.get("components"))
         loss, terms = self.loss(update, without, **self.given(batch, made), **opinion)
         if self.adaptive.keys() & terms.keys():
             terms = self._balanced(terms)
@@ -154,7 +171,7 @@ class AdversarialTask(RestorationTask):
         """Adds to each discriminator's gradient."""
         watched = {}
         for name, each in self.adversary.discriminators.items():
-            judged = each.judge(update, real, fake)
+            judged = each.judge(update, real, fake, batch.get("components"))
             loss, terms = each.loss(update, **judged)
             self.scaler.scale(loss / of_a_step).backward()
             means = {f"{name}.{kind}": judged[f"{kind}_logits"].detach().float().mean() for kind in ("real", "fake")}
@@ -178,11 +195,12 @@ class AdversarialTask(RestorationTask):
         if self.trainer.gradient_clip_val:
             self.clip_gradients(optimizer, self.trainer.gradient_clip_val, self.trainer.gradient_clip_algorithm)
 
-    def _generator_step(self) -> None:
+    def _generator_step(self, held: bool) -> None:
+        """held: there are no gradients, so that the step changes nothing but the count of updates."""
         generator: Any = self.optimizers()[0]  # type: ignore[index]
         generator.step()
         generator.zero_grad()
-        if self.ema and not self.skip_update:
+        if self.ema and not self.skip_update and not held:
             self.ema.update(self.network)
 
     def _discriminator_steps(self, alone: bool) -> None:

@@ -1,6 +1,6 @@
 """The discriminators of a run: what they judge, what trains them, and an alarm when the game is lost."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -21,6 +21,7 @@ class Discriminator(nn.Module):
     """One discriminator, its loss set (real + fake, R1, …) and its optimizer.
 
     Args:   network: (b, 3, h, w) in [0, 1] to logits of any shape.
+            part: cuts what it sees out of the images, by the batch's components (data.batch); None: it sees them whole.
             ckpt: weights to start from: a run whose discriminator is called image, or a file of the discriminator's own in any
                 format that models/official.py opens; null starts afresh.
     Raises: ValueError: a term of the loss needs something else than OFFERS, or ckpt holds no such discriminator.
@@ -34,10 +35,12 @@ class Discriminator(nn.Module):
         optimizer: Callable[..., Optimizer],
         schedule: Callable[..., LRScheduler],
         ckpt: str | None,
+        part: nn.Module | None = None,
     ) -> None:
         super().__init__()
         loss.check_offered(OFFERS, "a discriminator")
-        self.network, self.loss, self.make_optimizer, self.make_schedule = network, loss, optimizer, schedule
+        self.network, self.part, self.loss = network, part, loss
+        self.make_optimizer, self.make_schedule = optimizer, schedule
         if ckpt:
             try:
                 say(f"discriminator's ckpt={ckpt}: {official.load_into(network, ckpt, strict=True, which='discriminator')}")
@@ -47,8 +50,23 @@ class Discriminator(nn.Module):
                 ) from error
         self.requires_grad_(False)
 
-    def judge(self, update: int, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
-        """What its loss names. real, fake: (b, 3, h, w) in [0, 1], without a graph."""
+    def seen(self, images: Tensor, components: Tensor | None) -> Tensor:
+        """Raises ValueError: it sees a part, and the data don't say where that is."""
+        if self.part is None:
+            return images
+        if components is None:
+            raise ValueError(
+                "a discriminator of adversary.discriminators sees a part of the face, and the data don't say where it is: give "
+                "data.components=FILE, as python -m data.prepare landmarks makes it, or choose model=gfpgan_simple"
+            )
+        return self.part(images, components)
+
+    def judge(self, update: int, real: Tensor, fake: Tensor, components: Tensor | None) -> dict[str, Tensor]:
+        """What its loss names.
+
+        Args: real, fake: (b, 3, h, w) in [0, 1], without a graph.    components: (b, 3, 3), see models.components.
+        """
+        real, fake = self.seen(real, components), self.seen(fake, components)
         penalised = "real" in self.loss.needs(update)  # R1: a second derivative, too coarse in half precision
         if penalised:
             real = real.detach().requires_grad_()
@@ -137,6 +155,8 @@ class Adversary(nn.Module):
 
     Args: discriminators: name -> discriminator, a YAML mapping; terms of the generator's loss say `of: NAME`.
           start_step: updates that the generator trains alone: no discriminator's step, no adversarial term.
+          generator_start_step: updates in which the generator, its EMA and its optimizer stay as they are, so that fresh
+              discriminators catch up with trained weights; they count as updates.
           steps_per_update: steps of the discriminators in a generator update, each on samples of its own, the last on the
               generator's.
           leak: as DT-BFR's code: from an update's second accumulated batch on, the generator's adversarial gradient is added to
@@ -148,6 +168,7 @@ class Adversary(nn.Module):
         *,
         discriminators: dict[str, Discriminator],
         start_step: Annotated[int, Ge(0)],
+        generator_start_step: Annotated[int, Ge(0)],
         steps_per_update: Annotated[int, Ge(1)],
         leak: bool,
         alarm: Alarm,
@@ -155,7 +176,13 @@ class Adversary(nn.Module):
         super().__init__()
         if not discriminators:
             raise ValueError("adversary.discriminators is empty: choose adversary=unet_sn, or another task")
+        if start_step and generator_start_step:
+            raise ValueError(
+                f"adversary.start_step={start_step} and generator_start_step={generator_start_step}: in the first updates "
+                "nothing would train; set one of them to 0"
+            )
         self.discriminators: Any = nn.ModuleDict(discriminators)
+        self.generator_start_step = generator_start_step
         self.start_step, self.steps_per_update, self.leak, self.alarm = start_step, steps_per_update, leak, alarm
         alarm.register(list(discriminators))
 
@@ -174,17 +201,24 @@ class Adversary(nn.Module):
             for network in self.networks.values():
                 network.requires_grad_(False)
 
-    def opinion(self, needs: set[str], fake: Tensor | None, real: Tensor) -> dict[str, dict[str, Any]]:
-        """What terms of the generator's loss name: for each discriminator fake_logits, fake_features, real_features.
+    def opinion(
+        self, asked: Mapping[str, Collection[str]], fake: Tensor | None, real: Tensor, components: Tensor | None
+    ) -> dict[str, dict[str, Any]]:
+        """What terms of the generator's loss name: fake_logits, fake_features, real_features, each by discriminator.
 
-        Args: fake: (b, 3, h, w) restored, with its graph, where any of this is named.    real: (b, 3, h, w).
+        Args: asked: discriminator -> which of them.    fake: (b, 3, h, w) restored, with its graph, where any is asked.
+              real: (b, 3, h, w).    components: (b, 3, 3), see models.components.
         """
-        found: dict[str, dict[str, Any]] = {}
-        if "fake_logits" in needs:
-            found["fake_logits"] = {name: network(fake) for name, network in self.networks.items()}
-        if "fake_features" in needs:
-            found["fake_features"] = {name: network.features(fake) for name, network in self.networks.items()}  # type: ignore[operator]
-        if "real_features" in needs:
-            with torch.no_grad():
-                found["real_features"] = {name: network.features(real) for name, network in self.networks.items()}  # type: ignore[operator]
+        found: dict[str, dict[str, Any]] = {kind: {} for kind in ("fake_logits", "fake_features", "real_features")}
+        for name, kinds in asked.items():
+            each = self.discriminators[name]
+            if "fake_features" in kinds:
+                features = found["fake_features"][name] = each.network.features(each.seen(fake, components))
+                if "fake_logits" in kinds:
+                    found["fake_logits"][name] = each.network.logits(features)
+            elif "fake_logits" in kinds:
+                found["fake_logits"][name] = each.network(each.seen(fake, components))
+            if "real_features" in kinds:
+                with torch.no_grad():
+                    found["real_features"][name] = each.network.features(each.seen(real, components))
         return found

@@ -60,12 +60,14 @@ class AutoencodingTask(AdversarialTask):
             self.latent = made["latent"].detach() if self.codebook.restart else None
         return made
 
-    def _generator_step(self) -> None:
+    def _generator_step(self, held: bool) -> None:
+        if held:
+            return super()._generator_step(held)
         update, logged = self.update, self.logs_this_update
         use = self.codebook.count(update)
         if logged:
             self.row |= {f"codebook/{name}": value for name, value in use.items()}
-        super()._generator_step()
+        super()._generator_step(held)
         if self.latent is None or self.skip_update:
             return
         seed: int = self.config["seed"]

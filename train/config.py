@@ -63,11 +63,12 @@ RUN: dict[str, Any] = {
     "init.stage1": str | None,
     "init.stage2": str | None,
     "init.stable_diffusion": str | None,
+    "init.prior": str | None,
     "ema_decay": Annotated[float, Interval(ge=0, lt=1)] | None,
 }
 
 # Those of RUN that only some models have.
-STAGES = {"init.stage1", "init.stage2", "init.stable_diffusion"}
+STAGES = {"init.stage1", "init.stage2", "init.stable_diffusion", "init.prior"}
 
 # Ranges that the classes of other libraries do not state.
 RANGES: dict[str, Any] = {
@@ -177,11 +178,15 @@ def _check_run(config: Node, raw: Node) -> Iterator[str]:
 
     starts = {key: f"${{init.{key}}}" for key in ("stable_diffusion", "stage1", "stage2", "ckpt") if key in raw["init"]}
     frozen = {"stable_diffusion", "stage1"} if "diffusion" in config else set()
-    for key in starts:
-        needed = values.get("init.required") is True or key in frozen
-        if needed and not values[f"init.{key}"] and raw["init"][key] not in starts.values() and (key == "ckpt" or read(key)):
-            place = "a diffusers folder" if key == "stable_diffusion" else "a run"
-            yield f"init.{key} is not set, and {config['name']} starts from trained weights: give init.{key}=FILE or {place}"
+    if "prior" in raw["init"]:
+        yield from _check_prior(config["name"], config["init"])
+    else:
+        for key in starts:
+            needed = values.get("init.required") is True or key in frozen
+            given = values[f"init.{key}"] or raw["init"][key] in starts.values()
+            if needed and not given and (key == "ckpt" or read(key)):
+                what = "FILE or a diffusers folder" if key == "stable_diffusion" else "FILE or a run"
+                yield f"init.{key} is not set, and {config['name']} starts from trained weights: give init.{key}={what}"
     for key in starts.keys() - {"ckpt"}:
         if values[f"init.{key}"] is not None and not read(key):
             yield f"init.{key}={values[f'init.{key}']!r}: nothing reads the key init.{key}, {config['name']} takes init.ckpt"
@@ -205,6 +210,17 @@ def _check_run(config: Node, raw: Node) -> Iterator[str]:
             yield from _check_tree(name, value, raw[name], Node, valid)
         else:
             yield f"{name}={value!r}: nothing reads the key {name}{nearest(name, valid)}"
+
+
+def _check_prior(name: str, init: Node) -> Iterator[str]:
+    """Of a generative prior within the network (GFPGAN): its own file, or all of the network from one."""
+    if init["prior"] and init["ckpt"]:
+        yield f"init.prior={init['prior']} and init.ckpt={init['ckpt']}: the second holds a prior as well; give one of them"
+    if init["required"] is True and not init["prior"] and not init["ckpt"]:
+        yield (
+            f"init.prior is not set, and {name} starts from trained weights: give init.prior=FILE, a StyleGAN2 "
+            "(python -m models.weights fetch stylegan2_ffhq), or init.ckpt=FILE, a whole network"
+        )
 
 
 def _is_node(value: Any) -> bool:

@@ -113,13 +113,16 @@ def make_task(config: dict[str, Any], trainer: L.Trainer, fresh: bool = True) ->
         torch.set_float32_matmul_precision("high")  # TF32
     task: RestorationTask = build(config["task"])
     task.config, task.effective_batch = recorded(config), effective_batch(config, trainer)
-    if config["init"]["ckpt"] and fresh:
-        init = config["init"]
-        report = official.load_into(task.network, init["ckpt"], strict=init["strict"], parts=init["parts"])
-        say(f"init.ckpt={config['init']['ckpt']}: {report}")
-        if task.ema:
-            task.ema.average.load_state_dict(task.network.state_dict())
     if fresh:
+        init, network = config["init"], task.network
+        if init["ckpt"]:
+            report = official.load_into(network, init["ckpt"], strict=init["strict"], parts=init["parts"])
+            say(f"init.ckpt={init['ckpt']}: {report}")
+        if prior := init.get("prior"):
+            report = official.load_into(network.get_submodule("stylegan_decoder"), prior, strict=init["strict"])
+            say(f"init.prior={prior}: {report}")
+        if task.ema:
+            task.ema.average.load_state_dict(network.state_dict())
         task.check_start()
     return task
 

@@ -61,6 +61,7 @@ class RestorationTask(L.LightningModule):
         self.make_optimizer, self.make_schedule = optimizer, schedule
         self.ema = EMA(network, ema_decay) if ema_decay is not None else None
         self.random_depths: list[Any] = [m for m in network.modules() if hasattr(m, "uniform")]  # models.swinir.StochasticDepth
+        self.noisy: list[Any] = [m for m in network.modules() if hasattr(m, "sample_seeds")]  # models.stylegan2.Generator
         self.validated_step = -1  # the update of the last validation, and metric -> value of it
         self.validated: dict[str, float] = {}
         self.positions: list[int] = []  # of the samples of the batch at hand
@@ -136,6 +137,8 @@ class RestorationTask(L.LightningModule):
             draws = np.stack([np.random.default_rng([seed, p]).random(count, np.float32) for p in self.positions])
             for depth, uniform in zip(self.random_depths, torch.from_numpy(draws).to(self.device).T, strict=True):
                 depth.uniform = uniform
+        for each in self.noisy:
+            each.sample_seeds = [int(np.random.SeedSequence([seed, p, 1]).generate_state(1)[0]) for p in self.positions]
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)

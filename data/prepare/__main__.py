@@ -4,7 +4,7 @@ import sys
 
 from hydra.utils import get_method
 
-from data.prepare import align, check, codes, filtering, pack, resize
+from data.prepare import align, check, codes, components, filtering, pack, resize
 from data.prepare.arguments import Command, main
 
 
@@ -18,6 +18,7 @@ COMMANDS: dict[str, Command] = {
     "check": check.check,
     "codes": codes.command(networks),
     "filter": filtering.filter_faces,
+    "landmarks": components.landmarks,
     "pack": pack.pack,
     "resize": resize.resize,
 }

@@ -13,14 +13,15 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from data.codes import NO_CODES, CodeFile, checksum, paths_of
+from data.codes import NO_CODES, CodeFile, checksum
 from data.faces import center_crop, read_image
 from data.images import to_tensor
+from data.names import paths_of
 from data.opening import open_images
 from data.prepare.arguments import Command
 from data.prepare.files import Unusable, write_bytes
 from data.prepare.records import Record, Shard
-from data.prepare.work import cores, run
+from data.prepare.work import cores, run, store
 from data.sources import Files, Source
 
 FILE = "codes.safetensors"
@@ -135,14 +136,6 @@ def check_teacher(network: Teacher, ckpt: Path, size: int) -> None:
         )
     if size % network.factor:
         raise ValueError(f"size={size} can't be encoded by ckpt={ckpt}: give a multiple of {network.factor}")
-
-
-def store(source: Source, root: Path) -> list[int] | None:
-    """Bytes and time of what images that are no files of their own lie in, so that a change is noticed; else None."""
-    if isinstance(source, Files) or not root.exists():
-        return None
-    states = [file.stat() for file in ([root] if root.is_file() else sorted(root.iterdir()))]
-    return [sum(state.st_size for state in states), max(state.st_mtime_ns for state in states)]
 
 
 @dataclass(frozen=True)

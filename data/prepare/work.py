@@ -19,7 +19,7 @@ from typing import Any
 from data.images import UnreadableImage
 from data.prepare.files import Unusable
 from data.prepare.records import Record, Records, Shard
-from data.sources import ImageFolder
+from data.sources import Files, ImageFolder, Source
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 TERMINAL_S, LOG_S = 0.5, 60.0  # seconds between two progress lines
@@ -66,6 +66,14 @@ def listing(root: Path, out: Path) -> list[str]:
     if out.resolve().is_relative_to(root.resolve()):
         raise ValueError(f"out={out} lies in root={root}: give a folder outside of it")
     return ImageFolder(root=str(root)).paths
+
+
+def store(source: Source, root: Path) -> list[int] | None:
+    """Bytes and time of what images that are no files of their own lie in, so that a change is noticed; else None."""
+    if isinstance(source, Files) or not root.exists():
+        return None
+    states = [file.stat() for file in ([root] if root.is_file() else sorted(root.iterdir()))]
+    return [sum(state.st_size for state in states), max(state.st_mtime_ns for state in states)]
 
 
 def run(

@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 from data.augmentation import Augmentation
-from data.codes import CodeFile, Codes, checksum, read, rows_of
+from data.codes import CodeFile, Codes, checksum, read
 from data.faces import FaceDataset, center_crop
+from data.names import lacking, rows_of
 from data.pairs import targets_of
 from data.sources import FileList, ImageFolder
 from tests.data.conftest import textured
@@ -48,8 +49,9 @@ def written(file, contents):
 
 
 def dataset(source, codes, degradation, **changes):
-    options = {"targets": None, "negatives": None, "real": None, "augmentation": Augmentation(transforms={}), "size": SIZE}
-    options |= {"crop": "center", "hflip_prob": 0.5, "seed": 2, "on_error": "raise", "keep_decoded": False}
+    options = {"targets": None, "negatives": None, "components": None, "real": None, "size": SIZE}
+    options |= {"augmentation": Augmentation(transforms={}), "crop": "center", "hflip_prob": 0.5, "seed": 2}
+    options |= {"on_error": "raise", "keep_decoded": False}
     return FaceDataset(source=source, codes=codes, degradation=degradation, **(options | changes))
 
 
@@ -130,6 +132,8 @@ def test_names_are_found_in_the_first_way_that_tells_all_apart():
     assert rows_of(["0.png"], names) is None
     assert rows_of(["x/1.jpg", "y/2.jpg"], ["00/1.png", "00/2.png"]).tolist() == [0, 1]
     assert rows_of(["x/1.jpg", "y/1.jpg"], ["00/1.png", "00/2.png"]) is None
+    assert rows_of(["00002.png", "00000.png"], ["00000000", "00000001", "00000002"]).tolist() == [2, 0]
+    assert lacking(["a/00002.png", "00003.png"], ["00000000", "00000001", "00000002"]) == ["00003.png"]
 
 
 def test_parts_of_larger_arrays_are_written_as_they_are(folder, tmp_path):

@@ -56,6 +56,7 @@ def samples(maps: Path, rank: int, workers: int) -> Iterator[dict[str, torch.Ten
         val_target_root=None,
         real_root=None,
         codes=None,
+        components=None,
         source=partial(ImageFolder),
         expects="",
         degradation=Told(

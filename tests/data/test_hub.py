@@ -101,6 +101,7 @@ def samples(source, shade, count, start=0, workers=0):
         targets=None,
         negatives=None,
         codes=None,
+        components=None,
         real=None,
         degradation=shade,
         augmentation=Augmentation(transforms={}),

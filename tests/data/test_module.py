@@ -35,6 +35,7 @@ def face_data(root, degradation, **changes):
         "val_target_root": None,
         "real_root": None,
         "codes": None,
+        "components": None,
         "augmentation": Augmentation(transforms={}),
         "source": partial(ImageFolder),
         "expects": "A folder of test faces is expected.",

@@ -40,7 +40,7 @@ def lq(tmp_path):
 
 def pairs(lq, hq, **changes):
     options = {"augmentation": NONE, "size": 16, "crop": "random", "hflip_prob": 0.5, "seed": 1, "on_error": "raise"}
-    options |= {"degradation": None, "negatives": None, "codes": None, "real": None, "keep_decoded": False}
+    options |= {"degradation": None, "negatives": None, "codes": None, "components": None, "real": None, "keep_decoded": False}
     return FaceDataset(source=lq, targets=targets_of(lq, hq, "data.target_root"), **(options | changes))
 
 
@@ -61,6 +61,7 @@ def test_a_pair_is_cut_where_a_photo_alone_would_be(lq, tmp_path, shade):
         targets=None,
         negatives=None,
         codes=None,
+        components=None,
         real=None,
         degradation=shade,
         augmentation=NONE,

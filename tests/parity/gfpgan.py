@@ -3,19 +3,35 @@
 from collections.abc import Callable
 from typing import Any
 
+import lightning as L
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from losses.adversarial import R1
+from losses.features import FeatureLoss
+from losses.identity import EmbeddingL1
 from losses.pyramid import Pyramid, pairs
 from losses.regions import ComponentStyle
+from losses.weighted import LossSet
+from models.arcface import ResNetArcFace
 from models.components import PARTS, FacialComponentDiscriminator, boxes_of, cut, mirrored
 from models.gfpgan import GFPGANv1, GFPGANv1Clean
 from models.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator, StyleGAN2GeneratorClean
 from tests.parity import fill, gan
 from tests.parity.cases import Case
-from tests.parity.gan import given, gradient
+from tests.parity.gan import given, gradient, load, vgg_filled
+from train.adversarial import AdversarialTask
+from train.adversary import Adversary
+from train.checkpoint import resume_at
+from train.cli import compose
+from train.config import plain
+from train.run import build, quieten
+from train.task import outputs
+from train.validation import Validation
 
 Outputs = dict[str, Tensor]
 
@@ -85,11 +101,16 @@ def component_discriminator(case: Case) -> Outputs:
         return {"out": network(part), "feat_0": half, "feat_1": quarter}
 
 
-def crops(case: Case) -> Outputs:
+def components_of(case: Case, size: int) -> Tensor:
+    """(b, 3, 3), some mirrored."""
     config = case.facts["config"]
     components = torch.tensor([[each[part] for part in PARTS] for each in config["components"]])
-    flipped = torch.tensor(config["hflip"]).view(-1, 1, 1)
-    components = torch.where(flipped, mirrored(components, config["out_size"]), components)
+    return torch.where(torch.tensor(config["hflip"]).view(-1, 1, 1), mirrored(components, size), components)
+
+
+def crops(case: Case) -> Outputs:
+    config = case.facts["config"]
+    components = components_of(case, config["out_size"])
     boxes = dict(zip(PARTS, boxes_of(components, eye_enlarge=config["eye_enlarge_ratio"]).unbind(1), strict=True))
     images = {name: F.avg_pool2d(image, 9, stride=1, padding=4) for name, image in given(case).items()}
 
@@ -130,6 +151,139 @@ def losses(case: Case) -> Outputs:
     }
 
 
+class Watch(Callback):
+    """The gradients of an update before anything steps."""
+
+    def __init__(self) -> None:
+        self.gradients: dict[str, Tensor] = {}
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, task: L.LightningModule, optimizer: Any) -> None:
+        self.gradients = {name: p.grad.clone() for name, p in task.named_parameters() if p.grad is not None}
+
+
+class Rows(DummyLogger):
+    """What updates log."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[dict[str, float]] = []
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:  # type: ignore[override]
+        self.rows.append(metrics)
+
+
+def engine(case: Case) -> AdversarialTask:
+    """As model=gfpgan_ffhq describes it, with the case's widths and weights."""
+    config, shapes, scale = case.facts["config"], case.facts["state_dicts"], case.facts["config"]["scale"]
+    arguments = {
+        "network": gfpgan_arguments(config["network_g"]),
+        "adversary.discriminators.image.network": config["network_d"],
+    }
+    given_ = [f"{node}.{key}={value}" for node, values in arguments.items() for key, value in values.items()]
+    recipe = plain(compose(["model=gfpgan_ffhq", *given_]), resolve=True)
+    terms = recipe["loss"]["terms"]
+    embedder = ResNetArcFace(layers=config["arcface"]["layers"])
+    unfilled = [key for key in shapes["arcface"] if key.endswith("num_batches_tracked")]
+    load(embedder, fill.state_dict(shapes["arcface"], scale=scale["arcface"], leave_out=unfilled))
+    embedder.weights_from = "the case"  # type: ignore[assignment]
+    losses = {name: build(node) for name, node in terms.items() if name not in ("vgg", "id")}
+    vgg = {key: value for key, value in terms["vgg"].items() if key not in ("_target_", "network")}
+    losses["vgg"] = FeatureLoss(network=vgg_filled(scale["vgg_scale"]), **vgg)
+    losses["id"] = EmbeddingL1(weight=terms["id"]["weight"], embedder=embedder)
+    network: GFPGANv1 = build(recipe["network"])
+    network.load_state_dict(case.weights, strict=True)
+    adversary: Adversary = build(recipe["adversary"])
+    for name, each in adversary.networks.items():
+        kind = "net_d" if name == "image" else "component_disc"
+        filled = shapes[next(key for key in shapes if key.startswith(kind))]
+        each.load_state_dict(fill.state_dict(filled, scale=scale[kind]), strict=True)
+    task = AdversarialTask(
+        network=network,
+        adversary=adversary,
+        loss=LossSet(terms=losses),
+        optimizer=build(recipe["optimizer"]),
+        schedule=build(recipe["schedule"]),
+        ema_decay=recipe["ema_decay"],
+        validation=Validation(lpips=None, pictures=0, luma=False, border_px=0),
+    )
+    task.config = {"seed": 0}
+    return task
+
+
+def step(case: Case) -> Outputs:
+    """One update of the engine, with the case's boxes and stored noise."""
+    task, update = engine(case), case.facts["config"]["current_iter"]
+    network: Any = task.network
+    made: list[dict[str, Any]] = []
+
+    def run_network(batch: Any) -> dict[str, Any]:
+        made.append(outputs(network(batch["lq"], noise=network.stylegan_decoder.stored_noise())))
+        return made[-1]
+
+    task.run_network = run_network  # type: ignore[method-assign]
+    images = {name: (x + 1) / 2 for name, x in given(case).items()}
+    batch = {
+        "lq": images["lq"],
+        "hq": images["gt"],
+        "components": components_of(case, network.out_size),
+        "position": torch.arange(2),
+        "unreadable": torch.zeros(2, dtype=torch.int64),
+    }
+    watch, rows = Watch(), Rows()
+    quiet: dict[str, Any] = dict.fromkeys(("enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    quieten()
+    trainer = L.Trainer(
+        accelerator="cpu", max_epochs=-1, max_steps=update, logger=rows, callbacks=[watch], log_every_n_steps=1, **quiet
+    )
+    resume_at(trainer, update - 1)
+    trainer.fit(task, DataLoader([batch], batch_size=None))  # type: ignore[arg-type]
+    for optimizer, wanted in zip(trainer.optimizers, case.facts["optimizers"], strict=True):
+        (group,) = optimizer.param_groups
+        assert group["lr"] == wanted["lr_used"]
+        torch.testing.assert_close(list(group["betas"]), wanted["betas"])
+    assert not any(name.startswith("network.stylegan_decoder.") for name in watch.gradients)
+    (logged,), (output,) = rows.rows, made
+    levels = {
+        image.shape[-1]: 2 * F.l1_loss(image, wanted).detach() for image, wanted in pairs(output["pyramid"], images["gt"])
+    }
+    torch.testing.assert_close(logged["weighted/pyramid"], sum(map(float, levels.values())))
+    vgg: Any = task.loss.terms["vgg"]
+    parts, weights = {}, {"perceptual": vgg.perceptual_weight, "style": vgg.style_weight}
+    for name in weights:
+        vgg.perceptual_weight, vgg.style_weight = (weights[each] if each == name else 0.0 for each in weights)
+        with torch.no_grad():
+            parts[name] = vgg(output["restored"], images["gt"])
+    torch.testing.assert_close(logged["weighted/vgg"], sum(map(float, parts.values())))
+    r1: Any = task.adversary.discriminators["image"].loss.terms["r1"]
+    found = {
+        "l_g_pix": logged["weighted/l1"],
+        "l_g_gan": logged["weighted/gan"],
+        **{f"l_g_gan_{part}": logged[f"weighted/gan_{part}"] for part in PARTS},
+        "l_g_comp_style_loss": sum(logged[f"weighted/style_{part}"] for part in PARTS),
+        "l_identity": logged["weighted/id"],
+        "l_d": logged["train/image.gan"],
+        "real_score": logged["train/image.real"],
+        "fake_score": logged["train/image.fake"],
+        "l_d_r1": logged["train/image.r1"] * r1.weight_at(update),
+        **{f"l_d_{part}": logged[f"train/{part}.gan"] for part in PARTS},
+    }
+    return {
+        **{name: torch.tensor(value) for name, value in found.items()},
+        **{f"l_p_{side}": value for side, value in levels.items()},
+        "l_g_percep": parts["perceptual"],
+        "l_g_style": parts["style"],
+        **{name: watch.gradients[ours_of(name)].norm() for name in case.stored if name.startswith("gradnorm")},
+    }
+
+
+def ours_of(name: str) -> str:
+    """gradnorm_g__KEY, gradnorm_d__KEY or gradnorm_d_PART__KEY to our task's parameter."""
+    whose, _, key = name.removeprefix("gradnorm_").partition("__")
+    if whose == "g":
+        return f"network.{key}"
+    return f"adversary.discriminators.{whose.removeprefix('d').removeprefix('_') or 'image'}.network.{key}"
+
+
 RUNNERS: dict[str, Callable[[Case], Outputs]] = {
     "gfpgan/stylegan2_disc_small": discriminator,
     "gfpgan/stylegan2*": generator,
@@ -137,4 +291,5 @@ RUNNERS: dict[str, Callable[[Case], Outputs]] = {
     "gfpgan/facial_component_disc": component_discriminator,
     "gfpgan/roi_crops": crops,
     "gfpgan/losses": losses,
+    "gfpgan/step_gfpgan": step,
 }

@@ -60,7 +60,14 @@ def task(
     )
     adversary = Adversary(
         discriminators={"image": image},
-        **{"start_step": 0, "steps_per_update": 1, "leak": False, "alarm": alarm or quiet_alarm(), **engine},
+        **{
+            "start_step": 0,
+            "generator_start_step": 0,
+            "steps_per_update": 1,
+            "leak": False,
+            "alarm": alarm or quiet_alarm(),
+            **engine,
+        },
     )
     made = AdversarialTask(
         network=generator(),

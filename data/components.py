@@ -1,0 +1,114 @@
+"""Where the eyes and the mouth of each training image are, for networks that judge these by themselves (GFPGAN)."""
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.names import lacking, paths_of, rows_of
+from data.pickles import load
+from data.sources import Source, existing, first_few
+
+PARTS = ("left_eye", "right_eye", "mouth")  # left and right in the picture
+COLUMNS = ("path", "side_px", *(f"{part}_{what}" for part in PARTS for what in ("x", "y", "half")))
+OFFICIAL_SIDE_PX = 512
+
+
+@dataclass(frozen=True)
+class ComponentFile:
+    """What a file of components holds, of n images."""
+
+    names: list[str]
+    side_px: np.ndarray  # (n,) float64: the image is square
+    components: np.ndarray  # (n, 3, 3) float64: of each of PARTS the centre's x and y and half a side, in pixels of that image
+
+    def impossible(self) -> list[str]:
+        """Names of the images whose components are no numbers, or lie out of the image."""
+        side, centre, half = self.side_px[:, None], self.components[..., :2], self.components[..., 2]
+        inside = ((centre >= 0) & (centre <= side[..., None])).all(axis=2) & (half > 0) & (half <= side / 2)
+        good = inside.all(axis=1) & np.isfinite(self.side_px)
+        return [name for name, is_good in zip(self.names, good, strict=True) if not is_good]
+
+
+def read(file: str) -> ComponentFile:
+    """A file of `python -m data.prepare landmarks`, or GFPGAN's FFHQ_eye_mouth_landmarks_512.pth; no code of it is ever run.
+
+    Raises:  ValueError: there is no such file, it holds something else, or places that are none.
+    """
+    path = existing(file, "a file of python -m data.prepare landmarks")
+    try:
+        contents = _official(path) if path.suffix == ".pth" else _ours(path)
+    except Exception as error:  # damaged bytes raise nearly anything
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(
+            f"data.components={file} is damaged or no file of components ({reason:.120}): give components.csv as python -m "
+            "data.prepare landmarks writes it, or GFPGAN's FFHQ_eye_mouth_landmarks_512.pth"
+        ) from error
+    if wrong := contents.impossible():
+        raise ValueError(
+            f"data.components={file}: the components of {len(wrong)} images are no numbers, or lie out of the image "
+            f"({first_few(wrong)}): correct these lines, or make the file again with python -m data.prepare landmarks"
+        )
+    return contents
+
+
+def _ours(path: Path) -> ComponentFile:
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        reader = csv.DictReader(file)
+        if missing := set(COLUMNS) - set(reader.fieldnames or ()):
+            raise ValueError(f"it lacks the columns {first_few(sorted(missing))}")
+        rows = list(reader)
+    numbers = np.array([[float(row[column]) for column in COLUMNS[1:]] for row in rows]).reshape(-1, 10)
+    return ComponentFile([row["path"] for row in rows], numbers[:, 0], numbers[:, 1:].reshape(-1, 3, 3))
+
+
+def _official(path: Path) -> ComponentFile:
+    """'00000000', '00000001', … as FFHQ counts -> part -> x, y and half a side in pixels of 512 (scripts/parse_landmark.py)."""
+    content = load(path)
+    numbers = [[[float(number) for number in of_image[part]] for part in PARTS] for of_image in content.values()]
+    components = np.array(numbers).reshape(-1, 3, 3)
+    return ComponentFile(list(content), np.full(len(content), float(OFFICIAL_SIDE_PX)), components)
+
+
+class Components:
+    """The components of a source's images, and of their mirror images.
+
+    Args:    file: see read. size: side of the training images in pixels.
+    Raises:  ValueError: the file can't be read, or lacks images of the source.
+    """
+
+    def __init__(self, *, file: str, source: Source, size: int) -> None:
+        self.file, self.size = file, size
+        contents = read(file)
+        rows = self._rows(source, contents.names)
+        at_size = contents.components * (size / contents.side_px)[:, None, None]
+        self.places = torch.from_numpy(at_size[rows].astype(np.float32))
+
+    def _rows(self, source: Source, names: list[str]) -> np.ndarray:
+        """(n,): the place in the file of each image."""
+        paths = paths_of(source) or [str(index) for index in range(len(source))]
+        rows = rows_of(paths, names)
+        if rows is None:
+            lonely = lacking(paths, names)
+            listed = (
+                f"lacks {len(lonely)} of the {len(paths)} images of data.root ({first_few(lonely)}): take them out of there"
+            )
+            raise ValueError(
+                f"data.components={self.file} {listed if lonely else 'has several images of one name: rename them'}, or run "
+                "python -m data.prepare landmarks on data.root, which with missing=template gives images in which it finds no "
+                "face the places of FFHQ's mean face"
+            )
+        return rows
+
+    def of(self, index: int, mirrored: bool) -> Tensor:
+        """(3, 3) float32 of an image of the source: of left eye, right eye and mouth the centre's x and y and half a side.
+
+        They are in pixels of the image at size. Mirrored, x becomes size - x, as in the reference, and the eyes change places.
+        """
+        places = self.places[index]
+        if not mirrored:
+            return places.clone()
+        return torch.cat([self.size - places[[1, 0, 2], :1], places[[1, 0, 2], 1:]], dim=1)
