@@ -7,7 +7,7 @@ import html
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -178,6 +178,19 @@ def load(path: str | Path | None, *, prediction: Prediction, tokenizer: str | Pa
         raise CheckpointError(f"{path} is not Stable Diffusion 2.1-base: {error}") from error
 
 
+def load_autoencoder(path: str | Path) -> StableDiffusion:
+    """The autoencoder of `load` alone, whose latents and images are all that can be asked for."""
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: give Stable Diffusion 2.1-base, a diffusers folder or a single file")
+    try:
+        vae = _part_of_folder(path, "vae", AutoencoderKL) if path.is_dir() else _autoencoder(_group(read(path).state, VAE))
+    except (ValueError, KeyError, RuntimeError, OSError) as error:
+        raise CheckpointError(f"{path} holds no autoencoder of Stable Diffusion: {error}") from error
+    nothing: Any = None
+    return StableDiffusion(unet=nothing, vae=vae, text_encoder=nothing, tokenizer=None)
+
+
 def read_tokenizer(folder: Path) -> CLIPTokenizer:
     """CLIP's tokenizer from its vocabulary. Raises CheckpointError for a folder without it."""
     missing = [name for name in ("vocab.json", "merges.txt") if not (folder / name).is_file()]
@@ -207,23 +220,23 @@ def _from_folder(path: Path, prediction: Prediction) -> dict[str, Any]:
         raise ValueError("its UNet is made for images of 768 (Stable Diffusion 2.1, which predicts v); take 2.1-base")
     if predicted not in (None, {"eps": "epsilon", "v": "v_prediction"}[prediction]):
         raise ValueError(f"its scheduler says prediction_type={predicted}, but prediction={prediction} is asked for")
+    kinds = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
+    return {name: _part_of_folder(path, name, kind) for name, kind in kinds.items()}
+
+
+def _part_of_folder(path: Path, name: str, kind: Any) -> Any:
     options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
-    parts: dict[str, Any] = {}
-    for name, kind in (("unet", UNet2DConditionModel), ("vae", AutoencoderKL), ("text_encoder", CLIPTextModel)):
-        own = {"dtype": torch.float32} if kind is CLIPTextModel else {"torch_dtype": torch.float32, "low_cpu_mem_usage": False}
-        part, report = cast(Any, kind).from_pretrained(path / name, **options, **own)
-        odd = [f"{what}: {key}" for what in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in report[what]]
-        if odd := [each for each in odd if not each.endswith("position_ids")]:
-            raise ValueError(f"{name}/ does not fit its config.json ({len(odd)} keys, the first is of {odd[0]})")
-        parts[name] = part
-    return parts
+    own = {"dtype": torch.float32} if kind is CLIPTextModel else {"torch_dtype": torch.float32, "low_cpu_mem_usage": False}
+    part, report = kind.from_pretrained(path / name, **options, **own)
+    odd = [f"{what}: {key}" for what in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in report[what]]
+    if odd := [each for each in odd if not each.endswith("position_ids")]:
+        raise ValueError(f"{name}/ does not fit its config.json ({len(odd)} keys, the first is of {odd[0]})")
+    return part
 
 
 def _from_file(path: Path) -> dict[str, Any]:
     state = read(path).state
-    groups = {
-        prefix: {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)} for prefix in (UNET, VAE, TEXT)
-    }
+    groups = {prefix: _group(state, prefix) for prefix in (UNET, VAE, TEXT)}
     shapes = {prefix: {key: tuple(value.shape) for key, value in group.items()} for prefix, group in groups.items()}
     if not groups[UNET]:
         raise ValueError(f"it has no UNet: no key begins with {UNET} (its first is {next(iter(state))})")
@@ -232,24 +245,34 @@ def _from_file(path: Path) -> dict[str, Any]:
     for prefix, what in ((VAE, "autoencoder"), (TEXT, "text encoder")):
         if not groups[prefix]:
             raise ValueError(f"it has no {what}: no key begins with {prefix}; take the full checkpoint, not the UNet's alone")
-    vae, text = ldm.vae_config(shapes[VAE]), ldm.text_config(shapes[TEXT], HEAD_WIDTH)
+    text = ldm.text_config(shapes[TEXT], HEAD_WIDTH)
     _check_unet(unet, text["hidden_size"])
     with torch.device("meta"):  # the weights come from the file, so drawing them would be lost time
         parts: dict[str, Any] = {
             "unet": UNet2DConditionModel(**unet),
-            "vae": AutoencoderKL(**vae),
             "text_encoder": CLIPTextModel(CLIPTextConfig(**text)),
         }
     weights = {
         "unet": ldm.to_diffusers(groups[UNET], ldm.unet_names(unet), "its UNet"),
-        "vae": ldm.to_diffusers(groups[VAE], ldm.vae_names(vae), "its autoencoder"),
         "text_encoder": ldm.text_to_diffusers(groups[TEXT], text["num_hidden_layers"]),
     }
     for name, part in parts.items():
         _fill(part, weights[name], name)
     positions = torch.arange(text["max_position_embeddings"])[None]
     parts["text_encoder"].embeddings.position_ids = positions  # no weight, so it is still on the meta device
-    return parts
+    return parts | {"vae": _autoencoder(groups[VAE])}
+
+
+def _group(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def _autoencoder(state: dict[str, Tensor]) -> Any:
+    config = ldm.vae_config({key: tuple(value.shape) for key, value in state.items()})
+    with torch.device("meta"):
+        vae: Any = AutoencoderKL(**config)
+    _fill(vae, ldm.to_diffusers(state, ldm.vae_names(config), "its autoencoder"), "vae")
+    return vae
 
 
 def _fill(part: nn.Module, weights: Mapping[str, Tensor], name: str) -> None:

@@ -102,7 +102,7 @@ class Diffusion(nn.Module):
     ) -> None:
         super().__init__()
         self.noise, self.sampler, self.channels_last = noise, sampler, channels_last
-        self.fingerprint = digest_of(backbone.unet, backbone.vae, stage1)
+        self.fingerprint, self.autoencoder = digest_of(backbone.unet, backbone.vae, stage1), digest_of(backbone.vae)
         options = getattr(sampler, "keywords", {})
         backbone.keep_texts(list(dict.fromkeys(["", options.get("positive", ""), options.get("negative", "")])))
         if str(precision).startswith("bf16"):
@@ -126,10 +126,13 @@ class Diffusion(nn.Module):
         return super()._apply(fn, recurse)
 
     @torch.no_grad()
-    def example(self, hq: Tensor, lq: Tensor, draws: Any) -> Denoising:
-        """As DiffBIR's train_stage2.py makes it of images (b, 3, h, w) in [0, 1]; draws: SampleDraws."""
-        clean = self.backbone.moments(hq)
-        clean = self.backbone.sample(clean, draws(clean[:, : clean.shape[1] // 2]))
+    def example(self, hq: Tensor, lq: Tensor, draws: Any, moments: Tensor | None = None) -> Denoising:
+        """As DiffBIR's train_stage2.py makes it.
+
+        Args: hq, lq: (b, 3, h, w) in [0, 1]. draws: SampleDraws. moments: of hq's latent, where they were made before.
+        """
+        moments = self.backbone.moments(hq) if moments is None else moments
+        clean = self.backbone.sample(moments, draws(moments[:, : moments.shape[1] // 2]))
         condition = self.backbone.mode(self.backbone.moments(self.stage1(lq)))
         timesteps, noise = draws.timesteps().to(clean.device), draws(clean)
         noisy = self.noise.noised(clean, timesteps, noise)
@@ -226,9 +229,16 @@ class ControlTask(RegressionTask):
     def on_fit_start(self) -> None:
         super().on_fit_start()
         self.diffusion.check(self.config["data"]["size"], self.device)
+        latents = getattr(getattr(self.trainer, "datamodule", None), "latents", None)
+        if latents is not None and latents.autoencoder != self.diffusion.autoencoder:
+            raise ValueError(
+                f"data.latents={latents.folder} was made by another autoencoder than that of init.stable_diffusion: make "
+                "another one with python -m data.prepare latents, or set data.latents=null"
+            )
 
     def run_network(self, batch: Batch) -> dict[str, Any]:
-        given = self.diffusion.example(batch["hq"], batch["lq"], SampleDraws(self.config["seed"], self.positions))
+        draws = SampleDraws(self.config["seed"], self.positions)
+        given = self.diffusion.example(batch["hq"], batch["lq"], draws, batch.get("hq_moments"))
         self.note_nonfinite({"the latent of HQ": given.noisy.sum(), "the condition latent": given.condition.sum()})
         return {"predicted": self.diffusion.predict(self.network, given), "target": given.target}
 

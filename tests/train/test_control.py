@@ -459,3 +459,30 @@ def test_two_ranks_are_one_with_twice_the_batch(given: Path, tmp_path: Path) -> 
     assert max(apart.values()) < 1e-3 * moved, (moved, sorted(apart.items(), key=lambda item: -item[1])[:3])
     rows = [read_rows(tmp_path / folder / "runs" / "run" / "metrics.csv")[-1] for folder in ("one", "two")]
     assert float(rows[0]["val/psnr"]) == pytest.approx(float(rows[1]["val/psnr"]), abs=1e-3)
+
+
+def test_latents_made_before_give_the_same_training(given: Path, command: Command, tmp_path: Path) -> None:
+    from data.prepare.__main__ import COMMANDS
+    from data.prepare.arguments import main as prepare
+    from train.cli import main
+
+    photographs = write_photographs(tmp_path / "photographs", size=64)
+    paths = [f"root={photographs}", f"stable_diffusion={given}/sd", f"out={tmp_path}/latents"]
+    assert prepare(COMMANDS, ["latents", *paths, "size=64", "workers=1"]) == 0
+    own = arguments(given, "data.size=64", "data.val_size=64", "trainer.max_steps=2", f"data.root={photographs}")
+    own += ["optimizer.eps=1", "optimizer.lr=0.1"]  # in proportion to gradients: with Adam's own eps noise counts
+    made = ["data.latents=latents", "name=made"]
+    for more in ([], made):
+        code, printed = command(main, *own, *more)
+        assert code == 0, printed
+    fly, before = networks(Path("runs/run")), networks(Path("runs/made"))
+    for key, value in fly.items():
+        torch.testing.assert_close(before[key], value, atol=1e-6, rtol=1e-3)
+    code, printed = command(main, *own, *made, "data.hflip_prob=0.5", "resume=never")
+    assert code == 1
+    assert "which HQs are not with data.hflip_prob=0.5, where 0 is needed" in printed
+    index = json.loads(Path("latents/latents.json").read_text())
+    Path("latents/latents.json").write_text(json.dumps(index | {"autoencoder": "another"}))
+    code, printed = command(main, *own, *made, "resume=never")
+    assert code == 1
+    assert "data.latents=latents was made by another autoencoder than that of init.stable_diffusion" in printed
