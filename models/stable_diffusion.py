@@ -109,7 +109,7 @@ class StableDiffusion(nn.Module):
         if self.kept:
             if unknown := [prompt for prompt in prompts if prompt not in self.kept]:
                 raise ValueError(f"the text encoder was let go, and the features of {unknown[0][:40]!r} were not kept")
-            return self.features[[self.kept.index(prompt) for prompt in prompts]]
+            return torch.stack([self.features[self.kept.index(prompt)] for prompt in prompts])
         tokens = tokens_of(prompts, self.tokenizer, self.text_encoder.config)
         with in_its_precision(self.text_encoder):
             return self.text_encoder(tokens.to(self.text_encoder.device)).last_hidden_state

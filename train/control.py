@@ -209,12 +209,16 @@ class ControlTask(RegressionTask):
         control.copy_encoder(diffusion.backbone.unet)
         if control.gradient_checkpointing:
             diffusion.backbone.unet.enable_gradient_checkpointing()  # its decoder keeps activations for the control network too
-        if diffusion.channels_last:
-            control.to(memory_format=torch.channels_last)
         super().__init__(
             network=network, loss=loss, optimizer=optimizer, schedule=schedule, ema_decay=ema_decay, validation=validation
         )
         self.diffusion = diffusion
+
+    def configure_model(self) -> None:
+        super().configure_model()
+        if self.diffusion.channels_last and not self.sharded:  # FSDP takes no such weights
+            for each in (self.network, *([self.ema.average] if self.ema else [])):
+                each.to(memory_format=torch.channels_last)
 
     def check_start(self) -> None:
         network: Any = self.network

@@ -257,11 +257,12 @@ def test_any_restorer_is_a_first_stage(tmp_path: Path, kind: str) -> None:
         assert torch.equal(made, build_network(tmp_path / "official.pth")(lq, **options).restored)
 
 
-@pytest.mark.parametrize("option", ["network.gradient_checkpointing=true", "diffusion.channels_last=false"])
+@pytest.mark.parametrize("option", ["network.gradient_checkpointing=true", "channels_last"])
 def test_options_of_memory_leave_the_gradients_as_they_are(given: Path, option: str) -> None:
     gradients = []
     for more in ([], [option]):
-        task = task_of(given, *more)
+        task = task_of(given, f"diffusion.channels_last={'channels_last' in more}", *(set(more) - {"channels_last"}))
+        task.configure_model()
         torch.manual_seed(1)
         for value in (*task.network.zero_convs.parameters(), *task.network.middle_block_out.parameters()):
             torch.nn.init.normal_(value, std=0.1)
@@ -272,6 +273,8 @@ def test_options_of_memory_leave_the_gradients_as_they_are(given: Path, option: 
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4)
     assert task.diffusion.backbone.unet.up_blocks[0].gradient_checkpointing == ("checkpointing" in option)
+    for weight in (task.network.middle_block[0].in_layers[2].weight, task.diffusion.backbone.unet.conv_in.weight):  # type: ignore[index]
+        assert weight.is_contiguous(memory_format=torch.channels_last) == (option == "channels_last")
 
 
 def test_bf16_keeps_the_frozen_weights_in_it(given: Path) -> None:
@@ -444,21 +447,23 @@ def test_two_ranks_killed_again_and_again_equal_not_killed(given: Path, tmp_path
 
 
 def test_two_ranks_are_one_with_twice_the_batch(given: Path, tmp_path: Path) -> None:
-    """To float32's error, in weights and in what the validation measures."""
+    """To float32's error, in weights and in what the validation measures; with DDP and with FSDP."""
     own = arguments(
         given, "optimizer.eps=1", "optimizer.lr=0.1"
     )  # in proportion to gradients: with Adam's own eps noise counts
-    shared = ["data.batch_size=1", "trainer.devices=2", "trainer.strategy=ddp"]
-    for folder, more in (("one", []), ("two", shared)):
+    shared = ["data.batch_size=1", "trainer.devices=2"]
+    ways = {"one": [], "ddp": [*shared, "trainer.strategy=ddp"], "fsdp": ["trainer=fsdp", *shared]}
+    for folder, more in ways.items():
         attempt = Attempt(tmp_path / folder, [*own, *more])
         assert attempt.wait() == 0, attempt.printed
-    one, two = (networks(tmp_path / folder / "runs" / "run") for folder in ("one", "two"))
-    moved = one["middle_block_out.0.weight"].abs().max().item()
+    one, *others = (tmp_path / folder / "runs" / "run" for folder in ways)
+    moved = networks(one)["middle_block_out.0.weight"].abs().max().item()
     assert moved > 1e-5
-    apart = {key: (one[key] - two[key]).abs().max().item() for key in one}
-    assert max(apart.values()) < 1e-3 * moved, (moved, sorted(apart.items(), key=lambda item: -item[1])[:3])
-    rows = [read_rows(tmp_path / folder / "runs" / "run" / "metrics.csv")[-1] for folder in ("one", "two")]
-    assert float(rows[0]["val/psnr"]) == pytest.approx(float(rows[1]["val/psnr"]), abs=1e-3)
+    for two in others:
+        apart = {key: (value - networks(two)[key]).abs().max().item() for key, value in networks(one).items()}
+        assert max(apart.values()) < 1e-3 * moved, (moved, sorted(apart.items(), key=lambda item: -item[1])[:3])
+        psnr = [float(read_rows(run / "metrics.csv")[-1]["val/psnr"]) for run in (one, two)]
+        assert psnr[0] == pytest.approx(psnr[1], abs=1e-3)
 
 
 def test_latents_made_before_give_the_same_training(given: Path, command: Command, tmp_path: Path) -> None:
