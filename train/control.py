@@ -19,8 +19,6 @@ from train.regression import RegressionTask
 from train.task import Decay, outputs
 from train.validation import Validation
 
-TIMESTEPS = 1000
-
 
 class FirstStage(nn.Module):
     """A trained restorer, whose restorations are the conditions.
@@ -46,7 +44,8 @@ class FirstStage(nn.Module):
 
     def forward(self, lq: Tensor) -> Tensor:
         """(b, 3, h, w) in [0, 1], same shape out, about [0, 1]: not clamped, as in DiffBIR's train_stage2.py."""
-        return outputs(self.network(lq, **self.options))["restored"].float()
+        weight = next(self.network.parameters())  # in half precision with a -true precision of the trainer
+        return outputs(self.network(lq.to(weight.dtype), **self.options))["restored"].float()
 
 
 class SampleDraws:
@@ -58,9 +57,9 @@ class SampleDraws:
     def __init__(self, seed: int, positions: Sequence[int]) -> None:
         self.generators = [np.random.default_rng([seed, position]) for position in positions]
 
-    def timesteps(self) -> Tensor:
-        """(b,) int64, each of 0 .. 999 as likely as any other."""
-        return torch.tensor([generator.integers(TIMESTEPS) for generator in self.generators])
+    def timesteps(self, count: int) -> Tensor:
+        """(b,) int64, each of 0 .. count - 1 as likely as any other."""
+        return torch.tensor([generator.integers(count) for generator in self.generators])
 
     def __call__(self, like: Tensor) -> Tensor:
         """Unit noise in the shape of a batch, (b, c, h, w)."""
@@ -68,8 +67,8 @@ class SampleDraws:
         return torch.from_numpy(np.stack(noise)).to(like)
 
 
-class Denoising(NamedTuple):
-    """One training example: what the networks see and what they should make of it; latents are (b, 4, h/8, w/8)."""
+class Examples(NamedTuple):
+    """A batch for the control network: what the networks see and what they should make of it; latents are (b, 4, h/8, w/8)."""
 
     noisy: Tensor
     timesteps: Tensor  # (b,)
@@ -87,7 +86,7 @@ class Diffusion(nn.Module):
             stage1: makes the restorations that are the conditions.
             sampler: control, diffusion and schedule to the second stage that validates: models.diffbir.DiffBIR.
             precision: the trainer's. bf16-… keeps the frozen weights in bfloat16, which halves their memory; others in float32.
-            channels_last: of images and weights in memory, which convolutions on GPUs prefer.
+            channels_last: how weights of convolutions lie in memory; GPUs prefer it in half precision.
     """
 
     def __init__(
@@ -126,7 +125,7 @@ class Diffusion(nn.Module):
         return super()._apply(fn, recurse)
 
     @torch.no_grad()
-    def example(self, hq: Tensor, lq: Tensor, draws: Any, moments: Tensor | None = None) -> Denoising:
+    def examples(self, hq: Tensor, lq: Tensor, draws: Any, moments: Tensor | None = None) -> Examples:
         """As DiffBIR's train_stage2.py makes it.
 
         Args: hq, lq: (b, 3, h, w) in [0, 1]. draws: SampleDraws. moments: of hq's latent, where they were made before.
@@ -134,11 +133,11 @@ class Diffusion(nn.Module):
         moments = self.backbone.moments(hq) if moments is None else moments
         clean = self.backbone.sample(moments, draws(moments[:, : moments.shape[1] // 2]))
         condition = self.backbone.mode(self.backbone.moments(self.stage1(lq)))
-        timesteps, noise = draws.timesteps().to(clean.device), draws(clean)
+        timesteps, noise = draws.timesteps(len(self.noise.betas)).to(clean.device), draws(clean)
         noisy = self.noise.noised(clean, timesteps, noise)
-        return Denoising(noisy, timesteps, condition, self.noise.target(clean, timesteps, noise))
+        return Examples(noisy, timesteps, condition, self.noise.target(clean, timesteps, noise))
 
-    def predict(self, control: nn.Module, given: Denoising) -> Tensor:
+    def predict(self, control: nn.Module, given: Examples) -> Tensor:
         """The UNet's output under control, in the shape of the target."""
         text = self.backbone.text([""]).expand(len(given.noisy), -1, -1)
         residuals = control(given.noisy, given.timesteps, text, given.condition)
@@ -242,7 +241,7 @@ class ControlTask(RegressionTask):
 
     def run_network(self, batch: Batch) -> dict[str, Any]:
         draws = SampleDraws(self.config["seed"], self.positions)
-        given = self.diffusion.example(batch["hq"], batch["lq"], draws, batch.get("hq_moments"))
+        given = self.diffusion.examples(batch["hq"], batch["lq"], draws, batch.get("hq_moments"))
         self.note_nonfinite({"the latent of HQ": given.noisy.sum(), "the condition latent": given.condition.sum()})
         return {"predicted": self.diffusion.predict(self.network, given), "target": given.target}
 

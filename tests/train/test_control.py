@@ -176,7 +176,7 @@ def test_draws_follow_from_seed_and_position_alone() -> None:
 
     def drawn(seed: int, positions: list[int]) -> list[Tensor]:
         draws = SampleDraws(seed, positions)
-        return [draws(like[: len(positions)]), draws.timesteps(), draws(like[: len(positions)])]
+        return [draws(like[: len(positions)]), draws.timesteps(1000), draws(like[: len(positions)])]
 
     whole = drawn(1, [8, 9, 10, 11])
     halves = [drawn(1, [8, 9]), drawn(1, [10, 11])]
@@ -184,7 +184,7 @@ def test_draws_follow_from_seed_and_position_alone() -> None:
     for other in (drawn(2, [8, 9, 10, 11]), drawn(1, [9, 10, 11, 12])):
         assert all(not torch.equal(a, b) for a, b in zip(whole, other, strict=True))
     assert whole[0].unique().numel() == whole[0].numel(), "no sample has another's noise"
-    timesteps = SampleDraws(0, range(20_000)).timesteps().float()
+    timesteps = SampleDraws(0, range(20_000)).timesteps(1000).float()
     assert (timesteps.min(), timesteps.max()) == (0, 999)
     assert timesteps.mean().item() == pytest.approx(499.5, abs=6)  # three deviations of the mean
 
@@ -198,7 +198,7 @@ class Named:
     def __init__(self, case: Case) -> None:
         self.case, self.noises = case, iter(["gt_posterior_noise", "noise"])
 
-    def timesteps(self) -> Tensor:
+    def timesteps(self, _count: int) -> Tensor:
         return golden.given(self.case, "t")
 
     def __call__(self, like: Tensor) -> Tensor:
@@ -223,7 +223,7 @@ def test_the_loss_is_the_published_one(prediction: Any, monkeypatch: pytest.Monk
         channels_last=False,
     )
     monkeypatch.setattr(backbone, "text", lambda _prompts: text)
-    given = diffusion.example(golden.drawn(case, "gt_image"), golden.drawn(case, "cond_image"), Named(case))
+    given = diffusion.examples(golden.drawn(case, "gt_image"), golden.drawn(case, "cond_image"), Named(case))
     with torch.no_grad():
         loss = Denoising(weight=1.0)(diffusion.predict(network, given), given.target)
     wanted = case.facts["scalars"][f"p_losses_{prediction}"]
@@ -236,12 +236,12 @@ def test_the_mean_square_by_hand() -> None:
 
 def test_the_condition_is_what_the_first_stage_makes_of_lq(given: Path) -> None:
     task, images = task_of(given), batch()
-    made = task.diffusion.example(images["hq"], images["lq"], SampleDraws(0, [4, 5]))
+    made = task.diffusion.examples(images["hq"], images["lq"], SampleDraws(0, [4, 5]))
     first = build_network(given / "runs" / "stage1")
     with torch.no_grad():
         condition = task.diffusion.backbone.mode(task.diffusion.backbone.moments(first(images["lq"])))
     assert torch.equal(made.condition, condition)
-    other = task.diffusion.example(images["hq"], images["hq"], SampleDraws(0, [4, 5]))
+    other = task.diffusion.examples(images["hq"], images["hq"], SampleDraws(0, [4, 5]))
     assert torch.equal(other.noisy, made.noisy)
     assert not torch.equal(other.condition, made.condition)
 
