@@ -22,6 +22,7 @@ from train.adversarial import AdversarialTask
 from train.cli import compose
 from train.config import plain
 from train.loggers import read_rows
+from train.preflight import with_discriminators
 
 Cli = Callable[..., tuple[int, str]]
 
@@ -161,6 +162,16 @@ def test_ddp_is_told_of_what_has_no_gradient(cli: Cli) -> None:
         assert AdversarialTask.unused_parameters(config) == unused, more
     config = plain(compose(["model=swinir_ffhq", "data.root=a", "task=adversarial", "adversary=unet_sn"]))
     assert not AdversarialTask.unused_parameters(config)
+
+
+def test_a_preflight_measures_both_sides() -> None:
+    """What will train in the run trains in its few updates."""
+    for updates, held in ((100_000, 0), (1000, 2000)):
+        config = {
+            "task": {"adversary": {"start_step": 0, "generator_start_step": 2000, "leak": False}},
+            "trainer": {"max_steps": updates},
+        }
+        assert with_discriminators(config) == {"adversary": {"start_step": 0, "generator_start_step": held, "leak": False}}
 
 
 KILLED = ["trainer.max_steps=8", "trainer.val_check_interval=4", "checkpoint.every_n_steps=3", "trainer.log_every_n_steps=2"]
