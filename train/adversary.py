@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from data.batch import Batch
 from losses.weighted import LossSet
 from models import official
 from train.ranks import say
@@ -50,23 +51,24 @@ class Discriminator(nn.Module):
                 ) from error
         self.requires_grad_(False)
 
-    def seen(self, images: Tensor, components: Tensor | None) -> Tensor:
-        """Raises ValueError: it sees a part, and the data don't say where that is."""
+    def real(self, batch: Batch) -> Tensor:
+        """What it sees of clean faces: of others than the HQs where the data have some, which no part is known of."""
+        return batch.get("real", batch["hq"]) if self.part is None else self.seen(batch["hq"], batch)
+
+    def seen(self, images: Tensor, batch: Batch) -> Tensor:
+        """What it sees of a batch's images. Raises ValueError: it sees a part, and the data don't say where that is."""
         if self.part is None:
             return images
-        if components is None:
+        if "components" not in batch:
             raise ValueError(
                 "a discriminator of adversary.discriminators sees a part of the face, and the data don't say where it is: give "
                 "data.components=FILE, as python -m data.prepare landmarks makes it, or choose model=gfpgan_simple"
             )
-        return self.part(images, components)
+        return self.part(images, batch["components"])
 
-    def judge(self, update: int, real: Tensor, fake: Tensor, components: Tensor | None) -> dict[str, Tensor]:
-        """What its loss names.
-
-        Args: real, fake: (b, 3, h, w) in [0, 1], without a graph.    components: (b, 3, 3), see models.components.
-        """
-        real, fake = self.seen(real, components), self.seen(fake, components)
+    def judge(self, update: int, batch: Batch, fake: Tensor) -> dict[str, Tensor]:
+        """What its loss names. fake: (b, 3, h, w) restored, without a graph."""
+        real, fake = self.real(batch), self.seen(fake, batch)
         penalised = "real" in self.loss.needs(update)  # R1: a second derivative, too coarse in half precision
         if penalised:
             real = real.detach().requires_grad_()
@@ -201,24 +203,21 @@ class Adversary(nn.Module):
             for network in self.networks.values():
                 network.requires_grad_(False)
 
-    def opinion(
-        self, asked: Mapping[str, Collection[str]], fake: Tensor | None, real: Tensor, components: Tensor | None
-    ) -> dict[str, dict[str, Any]]:
+    def opinion(self, asked: Mapping[str, Collection[str]], batch: Batch, fake: Tensor | None) -> dict[str, dict[str, Any]]:
         """What terms of the generator's loss name: fake_logits, fake_features, real_features, each by discriminator.
 
         Args: asked: discriminator -> which of them.    fake: (b, 3, h, w) restored, with its graph, where any is asked.
-              real: (b, 3, h, w).    components: (b, 3, 3), see models.components.
         """
         found: dict[str, dict[str, Any]] = {kind: {} for kind in ("fake_logits", "fake_features", "real_features")}
         for name, kinds in asked.items():
             each = self.discriminators[name]
             if "fake_features" in kinds:
-                features = found["fake_features"][name] = each.network.features(each.seen(fake, components))
+                features = found["fake_features"][name] = each.network.features(each.seen(fake, batch))
                 if "fake_logits" in kinds:
                     found["fake_logits"][name] = each.network.logits(features)
             elif "fake_logits" in kinds:
-                found["fake_logits"][name] = each.network(each.seen(fake, components))
+                found["fake_logits"][name] = each.network(each.seen(fake, batch))
             if "real_features" in kinds:
                 with torch.no_grad():
-                    found["real_features"][name] = each.network.features(each.seen(real, components))
+                    found["real_features"][name] = each.network.features(each.real(batch))
         return found
