@@ -334,11 +334,12 @@ def inspect(source: str) -> str:
     weights = [value for key, value in checkpoint.state.items() if not key.endswith(DERIVED)]
     dtypes = sorted({str(value.dtype).removeprefix("torch.") for value in weights})
     origin = "recorded in the file" if found.recorded else "recognised from keys and shapes"
+    width = max([16, *(len(key) + 1 for key in found.arguments)])
     lines = [
         f"file        {checkpoint.path}",
         f"wrapper     {checkpoint.wrapper}",
         f"family      {found.family} ({class_path(FAMILIES[found.family].network)}), {origin}",
-        *(f"  {key:<16}{value!r}" for key, value in found.arguments.items()),
+        *(f"  {key:<{width}}{value!r}" for key, value in found.arguments.items()),
         *(f"assumed     {note}" for note in found.assumed),
         f"parameters  {sum(value.numel() for value in weights):,} in {len(weights)} tensors, "
         f"and {len(checkpoint.state) - len(weights)} derived tensors",

@@ -14,6 +14,7 @@ from torch import Tensor
 from models.diffbir import DiffBIR
 from models.diffusion import NoiseSchedule
 from models.families import full_state
+from models.official import export
 from models.sampling import drawn_from
 from models.stable_diffusion import load
 from models.swinir import SwinIR
@@ -124,7 +125,7 @@ def test_a_folder_and_what_is_left_of_it(files: Path, tmp_path: Path, restore: C
         ["cldm_tiled=true", "cldm_tile_size=16", "cldm_tile_stride=8"],
         ["g_scale=0.1", "g_repeat=2"],
         ["g_scale=0.1", "g_space=rgb", "g_loss=w_mse", "g_t_start=900"],
-        ["bf16=true", "overwrite=true"],
+        ["bf16=true"],
     ],
     ids=" ".join,
 )
@@ -146,6 +147,14 @@ def plain(files: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
     with torch.no_grad():
         made = second_stage(files, tiny_swinir()(picture(photo)[None]), "00.png")[0]
     return photo, (255 * made.clamp(0, 1)).round() / 255
+
+
+def test_a_control_network_as_a_folder_of_diffusers(
+    files: Path, tmp_path: Path, restore: Cli, plain: tuple[Path, Tensor]
+) -> None:
+    export(files / "control.pth", tmp_path / "control", "diffusers")
+    assert restore(f"input={plain[0]}", "stage2=control")[0] == 0
+    torch.testing.assert_close(picture(tmp_path / "out" / "00.png"), plain[1], rtol=0, atol=1.01 / 255)
 
 
 def test_the_settings_as_they_are_are_the_second_versions(tmp_path: Path, restore: Cli, plain: tuple[Path, Tensor]) -> None:

@@ -23,16 +23,18 @@ HELP = """python restore.py pipeline=diffbir stage1=FILE stage2=FILE sd=DIR inpu
                 diffusers folder of one
   sd            Stable Diffusion 2.1-base, a diffusers folder or the single file; for v2.1 the zero-SNR one
   tokenizer     a folder with vocab.json and merges.txt, for the prompts; left out, that of sd
-  version       v2: what it was trained for, v1 (the same), v2 or v2.1; sets the published values of (v1 and v2 | v2.1):
-  prediction    eps | v: what the UNet predicts          zero_snr      false | true
-  sampler       spaced | edm_dpm++_3m_sde; also ddim and edm_dpm++_2m
+  version       v2: what stage2 was trained as, v1, v2 or v2.1; it sets the published values, here as "v1 and v2 | v2.1":
+  prediction    eps | v: what the UNet predicts
+  zero_snr      false | true: pure noise at the last timestep
+  sampler       spaced | edm_dpm++_3m_sde; there are ddim and edm_dpm++_2m too
   steps         50 | 10
   cfg           4 | 6: scale of classifier-free guidance; 1 is none, and takes half of the time
   prompt        empty | "Cinematic, High Contrast, …"
   negative      "low quality, blurry, low-resolution, …" | "painting, oil painting, …"
+
   rescale_cfg   false; true: from 1 at the noisy end to 1 + cfg
   strength      1: of the control
-  start_point_type  noise; cond: from the first restoration, noised (not for zero_snr)
+  start_point_type   noise; cond: from the first restoration, noised (not with zero_snr)
   noise_aug     0: the timestep that the condition is noised to, against faults of the first stage
   cldm_tiled    false; true: large images in tiles of cldm_tile_size (512), one each cldm_tile_stride (256)
   g_scale       0: pull towards the first restoration (sampler=spaced); with g_loss=mse|w_mse, g_space=latent|rgb,
