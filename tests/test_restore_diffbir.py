@@ -1,5 +1,6 @@
 """restore.py pipeline=diffbir as a user calls it: a first stage, a control network and Stable Diffusion, all tiny."""
 
+import ast
 import json
 import shutil
 from collections.abc import Callable
@@ -20,9 +21,9 @@ from models.stable_diffusion import load
 from models.swinir import SwinIR
 from tests.models.test_stable_diffusion import SETTINGS, control, write_folder
 from tests.test_restore import picture
-from tests.toy import write_photographs
+from tests.toy import ROOT, write_photographs
 from train.diffbir import V2, VERSIONS, noise_of
-from train.restore import HELP, main
+from train.restore import HELP, OWN, SECOND, main
 
 Cli = Callable[..., tuple[int, str]]
 UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
@@ -310,9 +311,15 @@ def test_without_the_pipeline(arguments: list[str], says: str, files: Path, tmp_
     assert len(printed.splitlines()) == 1
 
 
-def test_help_lists_every_key(command: Cli) -> None:
-    from train.restore import OWN, SECOND
+def test_restoring_with_one_network_does_not_wait_for_diffusers() -> None:
+    for name in ("restore", "diffbir"):
+        top = ast.parse((ROOT / "train" / f"{name}.py").read_text()).body
+        modules = {node.module for node in top if isinstance(node, ast.ImportFrom)}
+        assert "models" in modules
+        assert not modules & {"diffusers", "transformers", "models.diffbir", "models.stable_diffusion"}
 
+
+def test_help_lists_every_key(command: Cli) -> None:
     code, printed = command(main, "--help")
     assert (code, printed.strip()) == (0, HELP)
     assert len(OWN + SECOND) > 30

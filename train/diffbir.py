@@ -6,14 +6,16 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from models import official
+from models.diffusion import NoiseSchedule, Prediction
 from models.ircontrolnet import IRControlNet
+from models.sampling import drawn_from
 
 HELP = """python restore.py pipeline=diffbir stage1=FILE stage2=FILE sd=DIR input=DIR output=DIR [KEY=VALUE …]
 
@@ -51,7 +53,7 @@ class Options:
     sd: str
     tokenizer: str | None = None
     version: str
-    prediction: Any  # models.diffusion.Prediction
+    prediction: Prediction
     zero_snr: bool
     sampler: str
     steps: int
@@ -60,14 +62,14 @@ class Options:
     negative: str
     rescale_cfg: bool = False
     strength: float = 1.0
-    start_point_type: Any = "noise"  # models.diffbir.Start
+    start_point_type: Literal["noise", "cond"] = "noise"
     noise_aug: int = 0
     cldm_tiled: bool = False
     cldm_tile_size: int = 512
     cldm_tile_stride: int = 256
     g_scale: float = 0.0
-    g_loss: str = "mse"
-    g_space: Any = "latent"  # models.diffbir.Space
+    g_loss: Literal["mse", "w_mse"] = "mse"
+    g_space: Literal["latent", "rgb"] = "latent"
     g_t_start: int = 1001
     g_t_stop: int = -1
     g_repeat: int = 1
@@ -153,8 +155,6 @@ def second_stage(
     Raises: ValueError, OSError: files that are missing or of another kind, or settings that don't go together.
     """
     from models.diffbir import DiffBIR, Guidance  # here, as diffusers and transformers take seconds
-    from models.diffusion import NoiseSchedule
-    from models.sampling import drawn_from
     from models.stable_diffusion import check_prediction, load
 
     control = official.build(options.stage2, which)

@@ -131,13 +131,16 @@ def options_of(arguments: list[str]) -> Options:
 def restore_folder(options: Options) -> bool:
     """Restores every image that has no output yet. However it ends, it says how many were restored and what went wrong.
 
+    No network is opened where nothing is left to do.
+
     Returns: False where images are left out: they can't be read or written, or the network can't restore them.
     Raises:  ValueError, OSError: nothing can be restored, or the disk is full.
     """
     source = open_input(options.input)
     targets = outputs_of(source, options)
     left = [i for i, target in enumerate(targets) if options.overwrite or not target.exists()]
-    restore, device = restorer(options)
+    if left:
+        restore, device = restorer(options)
     failed: list[str] = []
     done, seconds = 0, 0.0
     try:
