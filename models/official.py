@@ -2,6 +2,7 @@
 
     python -m models.official inspect FILE                              what is in a file
     python -m models.official export runs/X --format official           what the reference programs read
+    python -m models.official export runs/X --format diffusers          a control network as diffusers' ControlNetModel
 
 Which networks are known: models/families.py.
 """
@@ -11,6 +12,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import sys
 import zipfile
 from collections import OrderedDict
@@ -25,7 +27,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from models.families import FAMILIES, Arguments, CheckpointError, Recognised, class_path, first, full_state, recognise
+from models.ircontrolnet import IRControlNet, arguments_of, read_diffusers, to_diffusers
 
+Form = Literal["official", "safetensors", "diffusers"]
 Which = Literal["ema", "network", "discriminator"]
 
 # Endings of keys that follow from the configuration: of SwinIR and of ELAN.
@@ -85,7 +89,9 @@ class Report:
 
 
 def read(path: str | Path, which: Which | None = None) -> Checkpoint:
-    """The weights of a file or of a run folder (its checkpoints/last.ckpt), on the CPU and in the file's own dtype.
+    """The weights of a file, of a run folder (its checkpoints/last.ckpt) or of a control network's diffusers folder.
+
+    They are on the CPU and in the file's own dtype.
 
     Args:   which: the running average, the network itself or the discriminator of images, where a file holds several; None
                 prefers the average. An official file that holds one network alone does not say which.
@@ -93,6 +99,8 @@ def read(path: str | Path, which: Which | None = None) -> Checkpoint:
             `which` asks for, or a pickle that would run code. No code of the file is ever run.
     """
     path = Path(path)
+    if (path / "config.json").is_file():
+        return _read_diffusers(path)
     if path.is_dir():
         path = path / "checkpoints" / "last.ckpt"
     if not path.is_file():
@@ -100,6 +108,15 @@ def read(path: str | Path, which: Which | None = None) -> Checkpoint:
     content, recorded = _open_safetensors(path) if path.suffix == ".safetensors" else _open_pickle(path)
     state, wrapper = unwrap(content, which, str(path))
     return Checkpoint(path, state, wrapper, recorded)
+
+
+def _read_diffusers(path: Path) -> Checkpoint:
+    try:
+        network = read_diffusers(path)
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} is not a control network as `export --format diffusers` writes it: {error}") from error
+    recorded = {"_target_": class_path(IRControlNet), **arguments_of(network)}
+    return Checkpoint(path, network.state_dict(), "none: a folder of diffusers' ControlNetModel", recorded)
 
 
 def _open_safetensors(path: Path) -> tuple[object, Arguments | None]:
@@ -273,14 +290,22 @@ def _build(checkpoint: Checkpoint, found: Recognised) -> nn.Module:
     return network.eval()
 
 
-def export(source: str | Path, output: Path, form: Literal["official", "safetensors"], which: Which | None = None) -> None:
-    """Write a checkpoint or run as the reference programs read it, or as safetensors that also record the arguments."""
+def export(source: str | Path, output: Path, form: Form, which: Which | None = None) -> None:
+    """Write a checkpoint or run as the reference programs read it, as safetensors that also record the arguments, or, of a
+    control network, as a folder that diffusers' ControlNetModel.from_pretrained reads.
+    """
     checkpoint = read(source, which)
     found = identify(checkpoint)
     network = _build(checkpoint, found)
     if form == "official":
         content = FAMILIES[found.family].write(network)
         write(output, lambda temporary: _save(content, temporary))
+    elif form == "diffusers":
+        if not isinstance(network, IRControlNet):
+            raise CheckpointError(
+                f"{checkpoint.path} holds {found.family}, which has no diffusers form: give a control network"
+            )
+        _save_diffusers(network, output)
     else:
         record = {"_target_": class_path(type(network)), **found.arguments}
         metadata = {"format": "pt", "network": json.dumps(record)}
@@ -292,6 +317,16 @@ def _save(content: object, path: Path) -> None:
         torch.save(content, file)
 
 
+def _save_diffusers(network: IRControlNet, folder: Path) -> None:
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    made: Any = to_diffusers(network)
+    try:
+        made.save_pretrained(temporary)
+        os.rename(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def inspect(source: str) -> str:
     """What a file holds, for people."""
     checkpoint = read(source)
@@ -299,11 +334,12 @@ def inspect(source: str) -> str:
     weights = [value for key, value in checkpoint.state.items() if not key.endswith(DERIVED)]
     dtypes = sorted({str(value.dtype).removeprefix("torch.") for value in weights})
     origin = "recorded in the file" if found.recorded else "recognised from keys and shapes"
+    width = max([16, *(len(key) + 1 for key in found.arguments)])
     lines = [
         f"file        {checkpoint.path}",
         f"wrapper     {checkpoint.wrapper}",
         f"family      {found.family} ({class_path(FAMILIES[found.family].network)}), {origin}",
-        *(f"  {key:<16}{value!r}" for key, value in found.arguments.items()),
+        *(f"  {key:<{width}}{value!r}" for key, value in found.arguments.items()),
         *(f"assumed     {note}" for note in found.assumed),
         f"parameters  {sum(value.numel() for value in weights):,} in {len(weights)} tensors, "
         f"and {len(checkpoint.state) - len(weights)} derived tensors",
@@ -333,17 +369,21 @@ def main(arguments: list[str] | None = None) -> None:
     exporting = commands.add_parser("export", help="write the form that other programs read")
     for command in (inspecting, exporting):
         command.add_argument("source", metavar="FILE", help="a .ckpt, .pth, .pt or .safetensors file, or a run folder")
-    exporting.add_argument("--format", choices=("official", "safetensors"), required=True)
-    exporting.add_argument("--output", type=Path, help="file to write; otherwise named after the source, never over a file")
+    exporting.add_argument("--format", choices=("official", "safetensors", "diffusers"), required=True)
+    exporting.add_argument(
+        "--output", type=Path, help="file (diffusers: folder) to write; otherwise named after the source, never over a file"
+    )
     exporting.add_argument("--which", choices=("ema", "network"), help="default: the average where there is one")
     options = parser.parse_args(arguments)
     try:
         if options.command == "inspect":
             print(inspect(options.source))
             return
-        suffix = ".safetensors" if options.format == "safetensors" else ".pth"
-        if options.output and (options.output.suffix == ".safetensors") != (options.format == "safetensors"):
+        suffix = {"official": ".pth", "safetensors": ".safetensors", "diffusers": ""}[options.format]
+        if suffix and options.output and (options.output.suffix == ".safetensors") != (suffix == ".safetensors"):
             exporting.error(f"--output {options.output}: the name must end with {suffix} for --format {options.format}")
+        if not suffix and options.output and options.output.exists():
+            raise CheckpointError(f"{options.output} exists: name the folder to write with --output")
         output = options.output or default_output(Path(options.source), suffix)
         export(options.source, output, options.format, options.which)
         print(f"wrote {output}")
