@@ -30,7 +30,7 @@ from models.families import FAMILIES, Arguments, CheckpointError, Recognised, cl
 from models.ircontrolnet import IRControlNet, arguments_of, read_diffusers, to_diffusers
 
 Form = Literal["official", "safetensors", "diffusers"]
-Which = Literal["ema", "network", "discriminator"]
+Which = str  # ema, network, or discriminator NAME
 
 # Endings of keys that follow from the configuration: of SwinIR and of ELAN.
 DERIVED = (
@@ -49,11 +49,8 @@ WRAPPERS: dict[str, Which] = {
     "state_dict": "network",
     "model_state_dict": "network",
 }
-OURS: dict[str, Which] = {
-    "ema.average.": "ema",
-    "network.": "network",
-    "adversary.discriminators.image.network.": "discriminator",
-}
+OURS: dict[str, Which] = {"ema.average.": "ema", "network.": "network"}
+DISCRIMINATOR = re.compile(r"adversary\.discriminators\.([^.]+)\.network\.")
 
 
 @dataclass(frozen=True)
@@ -93,7 +90,7 @@ def read(path: str | Path, which: Which | None = None) -> Checkpoint:
 
     They are on the CPU and in the file's own dtype.
 
-    Args:   which: the running average, the network itself or the discriminator of images, where a file holds several; None
+    Args:   which: the running average, the network itself or one of the discriminators, where a file holds several; None
                 prefers the average. An official file that holds one network alone does not say which.
     Raises: FileNotFoundError; CheckpointError for a file that is truncated, foreign, empty, without the weights that
             `which` asks for, or a pickle that would run code. No code of the file is ever run.
@@ -167,7 +164,8 @@ def unwrap(content: object, which: Which | None, where: str) -> tuple[dict[str, 
     parts = _parts(content) if isinstance(content, Mapping) else []
     if not any(isinstance(value, Tensor) for _, _, state in parts for value in state.values()):
         raise CheckpointError(f"{where} holds no tensors: give a file with a state dict, bare or under {', '.join(WRAPPERS)}")
-    chosen = next((part for part in parts if which in (None, part[1])), None)
+    own = "discriminator" if which and which.startswith("discriminator ") else None  # a file that says nothing of names
+    chosen = next((part for part in parts if which is None or part[1] in (which, own)), None)
     if chosen is None:
         raise CheckpointError(f"{where} has no '{which}' weights, only: {', '.join(dict.fromkeys(part[0] for part in parts))}")
     wrapper, _, state = chosen
@@ -184,9 +182,10 @@ def _parts(content: Mapping[Any, Any]) -> list[tuple[str, str, Mapping[Any, Any]
     """(wrapper, which, state dict) of everything in a file, the average first."""
     trained = content.get("state_dict")
     trained = trained if isinstance(trained, Mapping) else {}
+    found = {match[0]: f"discriminator {match[1]}" for key in trained if (match := DISCRIMINATOR.match(str(key)))}
     ours = [
         (f"state_dict, {prefix}*", kind, {k.removeprefix(prefix): v for k, v in trained.items() if str(k).startswith(prefix)})
-        for prefix, kind in OURS.items()
+        for prefix, kind in (OURS | found).items()
     ]
     wrapped: list[tuple[str, str, Mapping[Any, Any]]] = [
         (w, kind, content[w]) for w, kind in WRAPPERS.items() if isinstance(content.get(w), Mapping)

@@ -23,9 +23,9 @@ class Discriminator(nn.Module):
 
     Args:   network: (b, 3, h, w) in [0, 1] to logits of any shape.
             part: cuts what it sees out of the images, by the batch's components (data.batch); None: it sees them whole.
-            ckpt: weights to start from: a run whose discriminator is called image, or a file of the discriminator's own in any
+            ckpt: weights to start from: a run with a discriminator of this name, or a file of the discriminator's own in any
                 format that models/official.py opens; null starts afresh.
-    Raises: ValueError: a term of the loss needs something else than OFFERS, or ckpt holds no such discriminator.
+    Raises: ValueError: a term of the loss needs something else than OFFERS.
     """
 
     def __init__(
@@ -41,15 +41,18 @@ class Discriminator(nn.Module):
         super().__init__()
         loss.check_offered(OFFERS, "a discriminator")
         self.network, self.part, self.loss = network, part, loss
-        self.make_optimizer, self.make_schedule = optimizer, schedule
-        if ckpt:
-            try:
-                say(f"discriminator's ckpt={ckpt}: {official.load_into(network, ckpt, strict=True, which='discriminator')}")
-            except official.CheckpointError as error:
-                raise ValueError(
-                    f"adversary.discriminators: ckpt={ckpt}: {error}; give the discriminator's own file, or a run with one"
-                ) from error
+        self.make_optimizer, self.make_schedule, self.ckpt = optimizer, schedule, ckpt
         self.requires_grad_(False)
+
+    def begin(self, name: str) -> None:
+        """Takes the weights of ckpt. Raises ValueError: it holds no such discriminator."""
+        if not self.ckpt:
+            return
+        key = f"adversary.discriminators.{name}.ckpt={self.ckpt}"
+        try:
+            say(f"{key}: {official.load_into(self.network, self.ckpt, strict=True, which=f'discriminator {name}')}")
+        except official.CheckpointError as error:
+            raise ValueError(f"{key}: {error}; give the discriminator's own file, or a run with one") from error
 
     def real(self, batch: Batch) -> Tensor:
         """What it sees of clean faces: of others than the HQs where the data have some, which no part is known of."""
@@ -183,6 +186,8 @@ class Adversary(nn.Module):
                 f"adversary.start_step={start_step} and generator_start_step={generator_start_step}: in the first updates "
                 "nothing would train; set one of them to 0"
             )
+        for name, each in discriminators.items():
+            each.begin(name)
         self.discriminators: Any = nn.ModuleDict(discriminators)
         self.generator_start_step = generator_start_step
         self.start_step, self.steps_per_update, self.leak, self.alarm = start_step, steps_per_update, leak, alarm

@@ -104,6 +104,23 @@ def test_all_discriminators_train_beside_a_frozen_prior(given: Path, cli: Cli, t
     assert any(not torch.equal(network[key], part(run, "ema.average.")[key]) for key in network)
 
 
+def test_a_run_goes_on_from_the_discriminators_of_another(given: Path, cli: Cli, tmp_path: Path) -> None:
+    code, printed = cli(*full(given))
+    assert code == 0, printed
+    first = tmp_path / "runs" / "run"
+    held = ["adversary.generator_start_step=1", "trainer.max_steps=1", "optimizer.lr=1e-12", "name=second", "init.prior=null"]
+    ckpts = [f"adversary.discriminators.{name}.ckpt={first}" for name in ("image", *PARTS)]
+    code, printed = cli(*full(given, f"init.ckpt={first}", *ckpts, *held))
+    assert code == 0, printed
+    for name in ("image", *PARTS):
+        one, two = (part(run, f"adversary.discriminators.{name}.") for run in (first, tmp_path / "runs" / "second"))
+        assert all(torch.allclose(one[key], two[key], atol=1e-6) for key in one)
+    code, printed = cli(*full(given, f"adversary.discriminators.mouth.ckpt={given}/clean.pth", "name=third"))
+    assert code == 1
+    assert f"adversary.discriminators.mouth.ckpt={given}/clean.pth" in printed
+    assert "give the discriminator's own file, or a run with one" in printed
+
+
 def test_boxes_are_needed(given: Path, cli: Cli) -> None:
     code, printed = cli(*full(given, "data.components=null"))
     assert code == 1
