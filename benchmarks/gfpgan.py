@@ -1,7 +1,8 @@
 """GFPGAN and StyleGAN2's discriminator against the official code: time and memory, full size.
 
-Run: uv run benchmarks/gfpgan.py [--repeats 7] [--device cpu] [--only clean]
-The official code is spandrel's copy of GFPGAN, and basicsr 1.4.2.
+Run: uv pip install --no-deps --target DIR gfpgan==1.3.8
+     PYTHONPATH=DIR uv run benchmarks/gfpgan.py [--repeats 7] [--device cpu] [--only clean]
+The official code is gfpgan 1.3.8 on basicsr 1.4.2.
 Their CUDA operators are replaced by what basicsr runs on a CPU, on a GPU too: there the rows of v1 and of the discriminator
 say nothing about a machine that has compiled them. Prints a Markdown table: 512x512, stored noise in GFPGAN.
 """
@@ -10,6 +11,7 @@ import multiprocessing
 import sys
 from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -83,28 +85,30 @@ def without_cuda_operators(arch: ModuleType, act: ModuleType, resampling: Module
 
 def official(subject: str) -> nn.Module:
     # Deferred, as are ours, so that the memory measured for one network doesn't contain the other's imports.
-    if subject == "discriminator":
-        import_module("tests.basicsr_peer")  # without it basicsr can't be imported
-        from basicsr.archs import stylegan2_arch
+    import_module("tests.basicsr_peer")  # without it basicsr can't be imported
+    from basicsr.archs import stylegan2_arch
 
-        operators = [import_module(f"basicsr.ops.{name}.{name}") for name in ("fused_act", "upfirdn2d")]
-        without_cuda_operators(stylegan2_arch, *operators)
+    operators = [import_module(f"basicsr.ops.{name}.{name}") for name in ("fused_act", "upfirdn2d")]
+    without_cuda_operators(stylegan2_arch, *operators)
+    if "gfpgan" not in sys.modules:
+        found = find_spec("gfpgan")
+        if found is None:
+            sys.exit("gfpgan 1.3.8 is not here: uv pip install --no-deps --target DIR gfpgan==1.3.8, then PYTHONPATH=DIR")
+        package = sys.modules["gfpgan"] = ModuleType("gfpgan")  # its own __init__ imports more than its networks
+        package.__path__ = list(found.submodule_search_locations or [])
+    clean, arch = (import_module(f"gfpgan.archs.gfpganv1_{name}") for name in ("clean_arch", "arch"))
+    torch.manual_seed(0)  # imports draw
+    if subject == "discriminator":
         return stylegan2_arch.StyleGAN2Discriminator(512, channel_multiplier=1)
     if subject == "clean":
-        from spandrel.architectures.GFPGAN.__arch import gfpganv1_clean_arch
-
-        return gfpganv1_clean_arch.GFPGANv1Clean(**COMMON, channel_multiplier=2)
-    from spandrel.architectures.GFPGAN.__arch import fused_act, gfpganv1_arch, stylegan2_arch, upfirdn2d
-
-    without_cuda_operators(stylegan2_arch, fused_act, upfirdn2d)
-    return gfpganv1_arch.GFPGANv1(**COMMON, channel_multiplier=1, input_is_latent=True, fix_decoder=True)
+        return clean.GFPGANv1Clean(**COMMON, channel_multiplier=2, input_is_latent=True)
+    return arch.GFPGANv1(**COMMON, channel_multiplier=1, input_is_latent=True, fix_decoder=True)
 
 
 def build(name: str, *, subject: str) -> nn.Module:
     from models.gfpgan import GFPGANv1, GFPGANv1Clean
     from models.stylegan2 import StyleGAN2Discriminator
 
-    torch.manual_seed(0)
     theirs = official(subject)
     for key, parameter in theirs.named_parameters():  # at zero they would hide a mistake
         if key.endswith(".bias") or parameter.numel() == 1:

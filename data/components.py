@@ -89,7 +89,13 @@ class Components:
 
     def _rows(self, source: Source, names: list[str]) -> np.ndarray:
         """(n,): the place in the file of each image."""
-        paths = paths_of(source) or [str(index) for index in range(len(source))]
+        paths = paths_of(source)
+        if paths is None and len(names) > len(source):
+            raise ValueError(
+                f"data.components={self.file} is of {len(names)} images and data.root holds {len(source)}, which have no "
+                "names: make another one with python -m data.prepare landmarks"
+            )
+        paths = paths or [str(index) for index in range(len(source))]
         rows = rows_of(paths, names)
         if rows is None:
             lonely = lacking(paths, names)

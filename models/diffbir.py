@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Literal, get_args
 
 import torch
@@ -14,7 +14,7 @@ from models.diffusion import TIMESTEPS, NoiseSchedule
 from models.guidance import Loss, Model, guided, image_loss, latent_loss, restoration_guidance
 from models.ircontrolnet import IRControlNet
 from models.latent_tiles import tiled
-from models.sampling import SAMPLERS, Draw, sample_spaced
+from models.sampling import SAMPLERS, Draw, check_steps, sample_spaced
 from models.stable_diffusion import StableDiffusion
 from models.wavelet import wavelet_colour_fix
 
@@ -73,6 +73,7 @@ class DiffBIR:
     def __post_init__(self) -> None:
         if self.sampler not in SAMPLERS:
             raise ValueError(f"sampler={self.sampler}: there are {', '.join(SAMPLERS)}")
+        check_steps(self.sampler, self.schedule, self.steps)
         if self.start not in get_args(Start):
             raise ValueError(f"start={self.start}: give {' or '.join(get_args(Start))}")
         if self.start == "cond" and self.schedule.alphas_cumprod[-1] == 0:
@@ -85,6 +86,13 @@ class DiffBIR:
             )
         if self.guidance is not None and self.sampler != "spaced":
             raise ValueError(f"guidance with sampler={self.sampler}: only sampler=spaced has it")
+
+    @cached_property
+    @torch.no_grad()
+    def text(self) -> tuple[Tensor, Tensor]:
+        """Features of the positive and of the negative prompt, each (1, 77, c). Raises ValueError: there is no tokenizer."""
+        positive, negative = self.diffusion.text([self.positive, self.negative]).split(1)
+        return positive, negative
 
     @torch.no_grad()
     def __call__(self, first: Tensor, draw: Draw, progress: Progress = iter) -> Tensor:
@@ -105,9 +113,7 @@ class DiffBIR:
         model: Model = partial(controlled, self.control, self.diffusion, strength=self.strength)
         if self.tile_px:
             model = tiled(model, size=self.tile_px // 8, stride=self.stride_px // 8)
-        positive, negative = (
-            text.expand(len(first), -1, -1) for text in self.diffusion.text([self.positive, self.negative]).split(1)
-        )
+        positive, negative = (text.expand(len(first), -1, -1) for text in self.text)
         predict = guided(model, condition=seen, positive=positive, negative=negative, scale=self.scale, rescale=self.rescale)
         sample = SAMPLERS[self.sampler]
         if self.guidance is not None:

@@ -5,7 +5,9 @@ connections. Keys are those of XPixelGroup/DiffBIR's published files (v1_face.pt
 shapes: b batch, c channels, n = h * w tokens of a map, m tokens of the text.
 """
 
+import json
 import math
+from pathlib import Path
 from typing import Annotated, Any, cast
 
 import torch
@@ -191,6 +193,30 @@ def from_diffusers(made: nn.Module) -> IRControlNet:
     )
     network.load_state_dict(official, strict=True)
     return network.eval()
+
+
+def read_diffusers(folder: Path) -> IRControlNet:
+    """The network of a folder that `to_diffusers` and save_pretrained wrote.
+
+    Raises:  ValueError, OSError: the folder holds another model, or not all of it.
+    """
+    from diffusers import ControlNetModel
+
+    kind = json.loads((folder / "config.json").read_text()).get("_class_name")
+    if kind != "ControlNetModel":
+        raise ValueError(f"its config.json is of {kind}, not of ControlNetModel")
+    options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "low_cpu_mem_usage": False}
+    made, report = ControlNetModel.from_pretrained(folder, output_loading_info=True, **options)
+    if odd := [key for keys in report.values() for key in keys]:
+        raise ValueError(f"its weights don't fit its config.json: {len(odd)} keys, such as {odd[0]}")
+    return from_diffusers(made)
+
+
+def arguments_of(network: IRControlNet) -> dict[str, Any]:
+    """The constructor's arguments that make such a network; without checkpointing."""
+    shapes = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    more = {"num_head_channels": network.num_head_channels, "gradient_checkpointing": False}
+    return arguments(shapes, network.hint_channels) | more
 
 
 def arguments(shapes: ldm.Shapes, hint_channels: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
     python -m models.official inspect FILE                              what is in a file
     python -m models.official export runs/X --format official           what the reference programs read
+    python -m models.official export runs/X --format diffusers          a control network as diffusers' ControlNetModel
 
 Which networks are known: models/families.py.
 """
@@ -11,6 +12,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import sys
 import zipfile
 from collections import OrderedDict
@@ -25,8 +27,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from models.families import FAMILIES, Arguments, CheckpointError, Recognised, class_path, first, full_state, recognise
+from models.ircontrolnet import IRControlNet, arguments_of, read_diffusers, to_diffusers
 
-Which = Literal["ema", "network", "discriminator"]
+Form = Literal["official", "safetensors", "diffusers"]
+Which = str  # ema, network, or discriminator NAME
 
 # Endings of keys that follow from the configuration: of SwinIR and of ELAN.
 DERIVED = (
@@ -45,11 +49,8 @@ WRAPPERS: dict[str, Which] = {
     "state_dict": "network",
     "model_state_dict": "network",
 }
-OURS: dict[str, Which] = {
-    "ema.average.": "ema",
-    "network.": "network",
-    "adversary.discriminators.image.network.": "discriminator",
-}
+OURS: dict[str, Which] = {"ema.average.": "ema", "network.": "network"}
+DISCRIMINATOR = re.compile(r"adversary\.discriminators\.([^.]+)\.network\.")
 
 
 @dataclass(frozen=True)
@@ -85,14 +86,18 @@ class Report:
 
 
 def read(path: str | Path, which: Which | None = None) -> Checkpoint:
-    """The weights of a file or of a run folder (its checkpoints/last.ckpt), on the CPU and in the file's own dtype.
+    """The weights of a file, of a run folder (its checkpoints/last.ckpt) or of a control network's diffusers folder.
 
-    Args:   which: the running average, the network itself or the discriminator of images, where a file holds several; None
+    They are on the CPU and in the file's own dtype.
+
+    Args:   which: the running average, the network itself or one of the discriminators, where a file holds several; None
                 prefers the average. An official file that holds one network alone does not say which.
     Raises: FileNotFoundError; CheckpointError for a file that is truncated, foreign, empty, without the weights that
             `which` asks for, or a pickle that would run code. No code of the file is ever run.
     """
     path = Path(path)
+    if (path / "config.json").is_file():
+        return _read_diffusers(path)
     if path.is_dir():
         path = path / "checkpoints" / "last.ckpt"
     if not path.is_file():
@@ -100,6 +105,15 @@ def read(path: str | Path, which: Which | None = None) -> Checkpoint:
     content, recorded = _open_safetensors(path) if path.suffix == ".safetensors" else _open_pickle(path)
     state, wrapper = unwrap(content, which, str(path))
     return Checkpoint(path, state, wrapper, recorded)
+
+
+def _read_diffusers(path: Path) -> Checkpoint:
+    try:
+        network = read_diffusers(path)
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} is not a control network as `export --format diffusers` writes it: {error}") from error
+    recorded = {"_target_": class_path(IRControlNet), **arguments_of(network)}
+    return Checkpoint(path, network.state_dict(), "none: a folder of diffusers' ControlNetModel", recorded)
 
 
 def _open_safetensors(path: Path) -> tuple[object, Arguments | None]:
@@ -150,7 +164,8 @@ def unwrap(content: object, which: Which | None, where: str) -> tuple[dict[str, 
     parts = _parts(content) if isinstance(content, Mapping) else []
     if not any(isinstance(value, Tensor) for _, _, state in parts for value in state.values()):
         raise CheckpointError(f"{where} holds no tensors: give a file with a state dict, bare or under {', '.join(WRAPPERS)}")
-    chosen = next((part for part in parts if which in (None, part[1])), None)
+    own = "discriminator" if which and which.startswith("discriminator ") else None  # a file that says nothing of names
+    chosen = next((part for part in parts if which is None or part[1] in (which, own)), None)
     if chosen is None:
         raise CheckpointError(f"{where} has no '{which}' weights, only: {', '.join(dict.fromkeys(part[0] for part in parts))}")
     wrapper, _, state = chosen
@@ -167,9 +182,10 @@ def _parts(content: Mapping[Any, Any]) -> list[tuple[str, str, Mapping[Any, Any]
     """(wrapper, which, state dict) of everything in a file, the average first."""
     trained = content.get("state_dict")
     trained = trained if isinstance(trained, Mapping) else {}
+    found = {match[0]: f"discriminator {match[1]}" for key in trained if (match := DISCRIMINATOR.match(str(key)))}
     ours = [
         (f"state_dict, {prefix}*", kind, {k.removeprefix(prefix): v for k, v in trained.items() if str(k).startswith(prefix)})
-        for prefix, kind in OURS.items()
+        for prefix, kind in (OURS | found).items()
     ]
     wrapped: list[tuple[str, str, Mapping[Any, Any]]] = [
         (w, kind, content[w]) for w, kind in WRAPPERS.items() if isinstance(content.get(w), Mapping)
@@ -273,14 +289,22 @@ def _build(checkpoint: Checkpoint, found: Recognised) -> nn.Module:
     return network.eval()
 
 
-def export(source: str | Path, output: Path, form: Literal["official", "safetensors"], which: Which | None = None) -> None:
-    """Write a checkpoint or run as the reference programs read it, or as safetensors that also record the arguments."""
+def export(source: str | Path, output: Path, form: Form, which: Which | None = None) -> None:
+    """Write a checkpoint or run as the reference programs read it, as safetensors that also record the arguments, or, of a
+    control network, as a folder that diffusers' ControlNetModel.from_pretrained reads.
+    """
     checkpoint = read(source, which)
     found = identify(checkpoint)
     network = _build(checkpoint, found)
     if form == "official":
         content = FAMILIES[found.family].write(network)
         write(output, lambda temporary: _save(content, temporary))
+    elif form == "diffusers":
+        if not isinstance(network, IRControlNet):
+            raise CheckpointError(
+                f"{checkpoint.path} holds {found.family}, which has no diffusers form: give a control network"
+            )
+        _save_diffusers(network, output)
     else:
         record = {"_target_": class_path(type(network)), **found.arguments}
         metadata = {"format": "pt", "network": json.dumps(record)}
@@ -292,6 +316,16 @@ def _save(content: object, path: Path) -> None:
         torch.save(content, file)
 
 
+def _save_diffusers(network: IRControlNet, folder: Path) -> None:
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    made: Any = to_diffusers(network)
+    try:
+        made.save_pretrained(temporary)
+        os.rename(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def inspect(source: str) -> str:
     """What a file holds, for people."""
     checkpoint = read(source)
@@ -299,11 +333,12 @@ def inspect(source: str) -> str:
     weights = [value for key, value in checkpoint.state.items() if not key.endswith(DERIVED)]
     dtypes = sorted({str(value.dtype).removeprefix("torch.") for value in weights})
     origin = "recorded in the file" if found.recorded else "recognised from keys and shapes"
+    width = max([16, *(len(key) + 1 for key in found.arguments)])
     lines = [
         f"file        {checkpoint.path}",
         f"wrapper     {checkpoint.wrapper}",
         f"family      {found.family} ({class_path(FAMILIES[found.family].network)}), {origin}",
-        *(f"  {key:<16}{value!r}" for key, value in found.arguments.items()),
+        *(f"  {key:<{width}}{value!r}" for key, value in found.arguments.items()),
         *(f"assumed     {note}" for note in found.assumed),
         f"parameters  {sum(value.numel() for value in weights):,} in {len(weights)} tensors, "
         f"and {len(checkpoint.state) - len(weights)} derived tensors",
@@ -333,17 +368,21 @@ def main(arguments: list[str] | None = None) -> None:
     exporting = commands.add_parser("export", help="write the form that other programs read")
     for command in (inspecting, exporting):
         command.add_argument("source", metavar="FILE", help="a .ckpt, .pth, .pt or .safetensors file, or a run folder")
-    exporting.add_argument("--format", choices=("official", "safetensors"), required=True)
-    exporting.add_argument("--output", type=Path, help="file to write; otherwise named after the source, never over a file")
+    exporting.add_argument("--format", choices=("official", "safetensors", "diffusers"), required=True)
+    exporting.add_argument(
+        "--output", type=Path, help="file (diffusers: folder) to write; otherwise named after the source, never over a file"
+    )
     exporting.add_argument("--which", choices=("ema", "network"), help="default: the average where there is one")
     options = parser.parse_args(arguments)
     try:
         if options.command == "inspect":
             print(inspect(options.source))
             return
-        suffix = ".safetensors" if options.format == "safetensors" else ".pth"
-        if options.output and (options.output.suffix == ".safetensors") != (options.format == "safetensors"):
+        suffix = {"official": ".pth", "safetensors": ".safetensors", "diffusers": ""}[options.format]
+        if suffix and options.output and (options.output.suffix == ".safetensors") != (suffix == ".safetensors"):
             exporting.error(f"--output {options.output}: the name must end with {suffix} for --format {options.format}")
+        if not suffix and options.output and options.output.exists():
+            raise CheckpointError(f"{options.output} exists: name the folder to write with --output")
         output = options.output or default_output(Path(options.source), suffix)
         export(options.source, output, options.format, options.which)
         print(f"wrote {output}")

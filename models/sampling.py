@@ -219,3 +219,8 @@ SAMPLERS: dict[str, Sampler] = {  # by their published names
     "edm_dpm++_2m": sample_dpmpp_2m,
     "edm_dpm++_3m_sde": sample_dpmpp_3m_sde,
 }
+
+
+def check_steps(sampler: str, schedule: NoiseSchedule, steps: int) -> None:
+    """Raises ValueError for a number of steps that a sampler can't take."""
+    {"spaced": spaced_schedule, "ddim": ddim_schedule}.get(sampler, sigma_schedule)(schedule, steps)

@@ -13,6 +13,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from models import ldm
 from models.diffusion import TIMESTEPS, Prediction
@@ -145,7 +146,7 @@ def tokens_of(prompts: list[str], tokenizer: CLIPTokenizer | None, config: CLIPT
         if text and tokenizer is None:
             raise ValueError(
                 f"the prompt {prompt[:40]!r} needs a tokenizer, and a single-file checkpoint has none: "
-                "give the folder of one, with vocab.json and merges.txt"
+                "give tokenizer=FOLDER of one, with vocab.json and merges.txt"
             )
         words = tokenizer(text, add_special_tokens=False)["input_ids"] if tokenizer is not None and text else []
         row = [start, *words[: length - 2], end]
@@ -225,6 +226,7 @@ def _from_folder(path: Path, prediction: Prediction) -> dict[str, Any]:
 
 
 def _part_of_folder(path: Path, name: str, kind: Any) -> Any:
+    disable_progress_bar()  # it would stand between a command's own
     options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
     own = {"dtype": torch.float32} if kind is CLIPTextModel else {"torch_dtype": torch.float32, "low_cpu_mem_usage": False}
     part, report = kind.from_pretrained(path / name, **options, **own)
@@ -309,6 +311,8 @@ def check_prediction(diffusion: StableDiffusion, prediction: Prediction) -> None
     device = diffusion.unet.device
     noise = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(0)).to(device)
     output = diffusion(noise, torch.tensor([TIMESTEPS - 1], device=device), diffusion.text([""]))
+    if not output.isfinite().all():
+        raise CheckpointError("the UNet's output on pure noise is not finite: check the weights, fetch them again")
     alike = torch.cosine_similarity(output.flatten(), noise.flatten(), 0).item()
     found = "eps" if alike > 0.5 else "v"
     if found != prediction:

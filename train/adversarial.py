@@ -121,17 +121,16 @@ class AdversarialTask(RestorationTask):
         number = batch_index % batches
         first = batches - of_a_step  # the first batch that the generator trains on
         last = (number + 1) % of_a_step == 0
-        real = batch.get("real", batch["hq"])
         against, held = self.plays(update), update <= self.adversary.generator_start_step
         if number >= first and not held:
             with self._synchronised(number == batches - 1), self.adversary.trainable(self.adversary.leak and number > first):
-                made = self._generator_gradient(batch, real, update, of_a_step)
+                made = self._generator_gradient(batch, update, of_a_step)
         elif against:
             with torch.no_grad():
                 made = self.run_network(batch)
         if against:
             with self.adversary.trainable():
-                self._discriminator_gradients(batch, real, made["restored"].detach(), update, of_a_step)
+                self._discriminator_gradients(batch, made["restored"].detach(), update, of_a_step)
         if number == batches - 1:
             self._generator_step(held)
         if against and last and (number < first or not self.skip_update):
@@ -140,11 +139,10 @@ class AdversarialTask(RestorationTask):
             for config in self.trainer.lr_scheduler_configs:
                 config.scheduler.step()  # type: ignore[call-arg]
 
-    def _generator_gradient(self, batch: Batch, real: Tensor, update: int, of_a_step: int) -> dict[str, Any]:
+    def _generator_gradient(self, batch: Batch, update: int, of_a_step: int) -> dict[str, Any]:
         """Adds to the generator's gradient; returns what it made."""
         made, without = self.run_network(batch), self.left_out(update)
-        asked = self.loss.asked(update, without)
-        opinion = self.adversary.opinion(asked, made.get("restored"), real, batch.get("components"))
+        opinion = self.adversary.opinion(self.loss.asked(update, without), batch, made.get("restored"))
         loss, terms = self.loss(update, without, **self.given(batch, made), **opinion)
         if self.adaptive.keys() & terms.keys():
             terms = self._balanced(terms)
@@ -167,11 +165,11 @@ class AdversarialTask(RestorationTask):
             balanced[name] = Term(term.raw, share * term.weighted)
         return balanced
 
-    def _discriminator_gradients(self, batch: Batch, real: Tensor, fake: Tensor, update: int, of_a_step: int) -> None:
+    def _discriminator_gradients(self, batch: Batch, fake: Tensor, update: int, of_a_step: int) -> None:
         """Adds to each discriminator's gradient."""
         watched = {}
         for name, each in self.adversary.discriminators.items():
-            judged = each.judge(update, real, fake, batch.get("components"))
+            judged = each.judge(update, batch, fake)
             loss, terms = each.loss(update, **judged)
             self.scaler.scale(loss / of_a_step).backward()
             means = {f"{name}.{kind}": judged[f"{kind}_logits"].detach().float().mean() for kind in ("real", "fake")}

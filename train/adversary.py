@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from data.batch import Batch
 from losses.weighted import LossSet
 from models import official
 from train.ranks import say
@@ -22,9 +23,9 @@ class Discriminator(nn.Module):
 
     Args:   network: (b, 3, h, w) in [0, 1] to logits of any shape.
             part: cuts what it sees out of the images, by the batch's components (data.batch); None: it sees them whole.
-            ckpt: weights to start from: a run whose discriminator is called image, or a file of the discriminator's own in any
+            ckpt: weights to start from: a run with a discriminator of this name, or a file of the discriminator's own in any
                 format that models/official.py opens; null starts afresh.
-    Raises: ValueError: a term of the loss needs something else than OFFERS, or ckpt holds no such discriminator.
+    Raises: ValueError: a term of the loss needs something else than OFFERS.
     """
 
     def __init__(
@@ -40,33 +41,37 @@ class Discriminator(nn.Module):
         super().__init__()
         loss.check_offered(OFFERS, "a discriminator")
         self.network, self.part, self.loss = network, part, loss
-        self.make_optimizer, self.make_schedule = optimizer, schedule
-        if ckpt:
-            try:
-                say(f"discriminator's ckpt={ckpt}: {official.load_into(network, ckpt, strict=True, which='discriminator')}")
-            except official.CheckpointError as error:
-                raise ValueError(
-                    f"adversary.discriminators: ckpt={ckpt}: {error}; give the discriminator's own file, or a run with one"
-                ) from error
+        self.make_optimizer, self.make_schedule, self.ckpt = optimizer, schedule, ckpt
         self.requires_grad_(False)
 
-    def seen(self, images: Tensor, components: Tensor | None) -> Tensor:
-        """Raises ValueError: it sees a part, and the data don't say where that is."""
+    def begin(self, name: str) -> None:
+        """Takes the weights of ckpt. Raises ValueError: it holds no such discriminator."""
+        if not self.ckpt:
+            return
+        key = f"adversary.discriminators.{name}.ckpt={self.ckpt}"
+        try:
+            say(f"{key}: {official.load_into(self.network, self.ckpt, strict=True, which=f'discriminator {name}')}")
+        except official.CheckpointError as error:
+            raise ValueError(f"{key}: {error}; give the discriminator's own file, or a run with one") from error
+
+    def real(self, batch: Batch) -> Tensor:
+        """What it sees of clean faces: of others than the HQs where the data have some, which no part is known of."""
+        return batch.get("real", batch["hq"]) if self.part is None else self.seen(batch["hq"], batch)
+
+    def seen(self, images: Tensor, batch: Batch) -> Tensor:
+        """What it sees of a batch's images. Raises ValueError: it sees a part, and the data don't say where that is."""
         if self.part is None:
             return images
-        if components is None:
+        if "components" not in batch:
             raise ValueError(
                 "a discriminator of adversary.discriminators sees a part of the face, and the data don't say where it is: give "
                 "data.components=FILE, as python -m data.prepare landmarks makes it, or choose model=gfpgan_simple"
             )
-        return self.part(images, components)
+        return self.part(images, batch["components"])
 
-    def judge(self, update: int, real: Tensor, fake: Tensor, components: Tensor | None) -> dict[str, Tensor]:
-        """What its loss names.
-
-        Args: real, fake: (b, 3, h, w) in [0, 1], without a graph.    components: (b, 3, 3), see models.components.
-        """
-        real, fake = self.seen(real, components), self.seen(fake, components)
+    def judge(self, update: int, batch: Batch, fake: Tensor) -> dict[str, Tensor]:
+        """What its loss names. fake: (b, 3, h, w) restored, without a graph."""
+        real, fake = self.real(batch), self.seen(fake, batch)
         penalised = "real" in self.loss.needs(update)  # R1: a second derivative, too coarse in half precision
         if penalised:
             real = real.detach().requires_grad_()
@@ -181,6 +186,8 @@ class Adversary(nn.Module):
                 f"adversary.start_step={start_step} and generator_start_step={generator_start_step}: in the first updates "
                 "nothing would train; set one of them to 0"
             )
+        for name, each in discriminators.items():
+            each.begin(name)
         self.discriminators: Any = nn.ModuleDict(discriminators)
         self.generator_start_step = generator_start_step
         self.start_step, self.steps_per_update, self.leak, self.alarm = start_step, steps_per_update, leak, alarm
@@ -201,24 +208,21 @@ class Adversary(nn.Module):
             for network in self.networks.values():
                 network.requires_grad_(False)
 
-    def opinion(
-        self, asked: Mapping[str, Collection[str]], fake: Tensor | None, real: Tensor, components: Tensor | None
-    ) -> dict[str, dict[str, Any]]:
+    def opinion(self, asked: Mapping[str, Collection[str]], batch: Batch, fake: Tensor | None) -> dict[str, dict[str, Any]]:
         """What terms of the generator's loss name: fake_logits, fake_features, real_features, each by discriminator.
 
         Args: asked: discriminator -> which of them.    fake: (b, 3, h, w) restored, with its graph, where any is asked.
-              real: (b, 3, h, w).    components: (b, 3, 3), see models.components.
         """
         found: dict[str, dict[str, Any]] = {kind: {} for kind in ("fake_logits", "fake_features", "real_features")}
         for name, kinds in asked.items():
             each = self.discriminators[name]
             if "fake_features" in kinds:
-                features = found["fake_features"][name] = each.network.features(each.seen(fake, components))
+                features = found["fake_features"][name] = each.network.features(each.seen(fake, batch))
                 if "fake_logits" in kinds:
                     found["fake_logits"][name] = each.network.logits(features)
             elif "fake_logits" in kinds:
-                found["fake_logits"][name] = each.network(each.seen(fake, components))
+                found["fake_logits"][name] = each.network(each.seen(fake, batch))
             if "real_features" in kinds:
                 with torch.no_grad():
-                    found["real_features"][name] = each.network.features(each.seen(real, components))
+                    found["real_features"][name] = each.network.features(each.real(batch))
         return found

@@ -87,7 +87,6 @@ RANGES: dict[str, Any] = {
     "schedule.factor": Annotated[float, Interval(ge=0, le=1)],
     "schedule.gamma": Annotated[float, Gt(0)],
     "schedule.pct_start": Annotated[float, Interval(ge=0, le=1)],
-    "diffusion.sampler.steps": Annotated[int, Interval(ge=2, le=1000)],
 }
 
 # Arguments of lightning.Trainer that the run sets itself, or that would read the same samples again.

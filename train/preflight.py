@@ -105,11 +105,13 @@ def preflight(config: dict[str, Any]) -> None:
 
 
 def with_discriminators(config: dict[str, Any]) -> dict[str, Any]:
-    """The task, whose discriminators take part at once if they will in the run."""
+    """The task, whose generator and discriminators all take part at once if they will in the run."""
     task: dict[str, Any] = config["task"]
-    if "adversary" not in task or task["adversary"]["start_step"] >= config["trainer"]["max_steps"]:
+    if "adversary" not in task:
         return task
-    return {**task, "adversary": {**task["adversary"], "start_step": 0}}
+    starts = {key: task["adversary"][key] for key in ("start_step", "generator_start_step")}
+    early = {key: 0 for key, step in starts.items() if step < config["trainer"]["max_steps"]}
+    return {**task, "adversary": {**task["adversary"], **early}}
 
 
 def count_activations(task: RestorationTask) -> dict[int, int]:

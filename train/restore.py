@@ -6,7 +6,8 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -20,11 +21,13 @@ from data.faces import read_image
 from data.images import to_tensor, write_png
 from data.sources import Files, ImageFolder
 from models import official
+from models.ircontrolnet import IRControlNet
+from train import diffbir
 from train.cli import fail
 from train.config import nearest
 from train.tiles import restore_tiled, rounded
 
-HELP = """python restore.py ckpt=FILE input=DIR output=DIR [KEY=VALUE …]
+HELP = f"""python restore.py ckpt=FILE input=DIR output=DIR [KEY=VALUE …]
 
   ckpt          a run (runs/NAME), one of its checkpoints, or an official file; which network it holds is read from it
   input         a folder of images, subfolders too, or one image
@@ -36,12 +39,16 @@ HELP = """python restore.py ckpt=FILE input=DIR output=DIR [KEY=VALUE …]
   tile_px       512: SwinIR and ELAN take larger images in tiles of this side
   overlap_px    64: of neighbouring tiles
   device        auto: cuda where there is one, else cpu
-  bf16          false; true: bfloat16 autocast"""
+  bf16          false; true: bfloat16 autocast
+
+{diffbir.HELP}"""
+
+Restore = Callable[[Tensor, str], Tensor]  # (1, 3, h, w) in [0, 1] and what the image is called to the restored one, on the CPU
 
 
 @dataclass(frozen=True)
 class Options:
-    ckpt: str
+    ckpt: str  # with a second stage, the first's
     input: str
     output: str
     overwrite: bool = False
@@ -51,6 +58,7 @@ class Options:
     overlap_px: int = 64
     device: str = "auto"
     bf16: bool = False
+    second: diffbir.Options | None = None
 
 
 def fidelities(text: str) -> tuple[float, ...]:
@@ -63,12 +71,16 @@ def fidelities(text: str) -> tuple[float, ...]:
 
 # Key -> what reads its text (KeyError or ValueError where it can't), and what to give; all others are taken as they stand.
 READERS: dict[str, tuple[Callable[[str], Any], str]] = {
-    **dict.fromkeys(("ckpt", "input", "output"), (os.path.expanduser, "a path")),
+    **dict.fromkeys(("ckpt", "stage1", "input", "output"), (os.path.expanduser, "a path")),
     **dict.fromkeys(("overwrite", "bf16"), ({"true": True, "false": False}.__getitem__, "true or false")),
     **dict.fromkeys(("tile_px", "overlap_px"), (int, "a whole number of pixels")),
     "which": ({"ema": "ema", "network": "network"}.__getitem__, "ema or network"),
     "w": (fidelities, "a fidelity of 0 or more, or several as in w=[0,0.5,1]"),
+    "pipeline": ({"diffbir": "diffbir"}.__getitem__, "diffbir, or leave it out to restore with one network"),
+    **diffbir.READERS,
 }
+OWN = [each.name for each in fields(Options) if each.name != "second"]
+SECOND = [each.name for each in fields(diffbir.Options)]
 
 
 def main() -> None:
@@ -87,7 +99,7 @@ def main() -> None:
 
 def options_of(arguments: list[str]) -> Options:
     """KEY=VALUE arguments. Raises ValueError: an unknown key, a value of the wrong kind, or one that is missing."""
-    known = [each.name for each in fields(Options)]
+    known = [*OWN, "pipeline", "stage1", *SECOND]
     given: dict[str, Any] = {}
     for argument in arguments:
         key, equals, text = argument.partition("=")
@@ -98,13 +110,28 @@ def options_of(arguments: list[str]) -> Options:
             given[key] = read(text)
         except (KeyError, ValueError) as error:
             raise ValueError(f"{argument}: give {wanted}") from error
-    if missing := [key for key in ("ckpt", "input", "output") if not given.get(key)]:
-        raise ValueError(f"{missing[0]} is not set: give ckpt=FILE input=DIR output=DIR")
-    return Options(**given)
+    two_stages = given.pop("pipeline", None) is not None
+    if two_stages and "ckpt" in given:
+        raise ValueError("ckpt is of restoring with one network: with pipeline=diffbir give stage1=FILE stage2=FILE")
+    if not two_stages and (foreign := [key for key in given if key not in OWN]):
+        raise ValueError(f"{foreign[0]} is of two stages: add pipeline=diffbir, or leave {foreign[0]} out")
+    required = ("stage1", "stage2", "sd", "input", "output") if two_stages else ("ckpt", "input", "output")
+    if missing := [key for key in required if not given.get(key)]:
+        example = "pipeline=diffbir stage1=FILE stage2=FILE sd=DIR" if two_stages else "ckpt=FILE"
+        raise ValueError(f"{missing[0]} is not set: give {example} input=DIR output=DIR")
+    if not two_stages:
+        return Options(**given)
+    second = diffbir.options_of({key: given.pop(key) for key in SECOND if key in given})
+    options = Options(ckpt=given.pop("stage1"), **given, second=second)
+    if len(options.w) > 1:
+        raise ValueError(f"w={list(options.w)} with pipeline=diffbir: give the first stage one fidelity")
+    return options
 
 
 def restore_folder(options: Options) -> bool:
     """Restores every image that has no output yet. However it ends, it says how many were restored and what went wrong.
+
+    No network is opened where nothing is left to do.
 
     Returns: False where images are left out: they can't be read or written, or the network can't restore them.
     Raises:  ValueError, OSError: nothing can be restored, or the disk is full.
@@ -112,14 +139,15 @@ def restore_folder(options: Options) -> bool:
     source = open_input(options.input)
     targets = outputs_of(source, options)
     left = [i for i, target in enumerate(targets) if options.overwrite or not target.exists()]
-    restore, device = restorer(options)
+    if left:
+        restore, device = restorer(options)
     failed: list[str] = []
     done, seconds = 0, 0.0
     try:
         for i in tqdm(left, unit="image", disable=len(left) < 2 or not sys.stderr.isatty()):
             start = time.perf_counter()
             try:
-                write(targets[i], restore(to_tensor(read_image(source, i))[None])[0])
+                write(targets[i], restore(to_tensor(read_image(source, i))[None], source.paths[i])[0])
             except ValueError as error:
                 failed.append(str(error) if source.name(i) in str(error) else f"{source.name(i)}: {error}")
                 continue
@@ -165,14 +193,37 @@ def outputs_of(source: Files, options: Options) -> list[Path]:
     return targets
 
 
-def restorer(options: Options) -> tuple[Callable[[Tensor], Tensor], torch.device]:
-    """(1, 3, h, w) in [0, 1] to the restored image, or to a strip of one for each w; both on the CPU. And where it computes.
+def restorer(options: Options) -> tuple[Restore, torch.device]:
+    """One network, or a first and a second stage; and where they compute.
 
-    Raises: ValueError: ckpt, device or tiles can't be used. The function raises it for an image that is not of the network's
-            size or needs more memory than there is, and where the restored one is not finite.
+    Raises: ValueError: files, device or settings can't be used. The function raises it for an image that is not of the
+            network's size or needs more memory than there is, and where the restored one is not finite.
     """
     device = usable_device(options.device)
+    first = one_network(options, device)
+    second = None
+    if options.second is not None:
+        second = diffbir.second_stage(options.second, device, which=options.which, bf16=options.bf16)
+
+    @torch.no_grad()  # not inference_mode, which restoration guidance can't take gradients in
+    def restore(lq: Tensor, name: str) -> Tensor:
+        image = finite(first(lq), "the network's" if second is None else "the first stage's")
+        if options.second is None or second is None:
+            return image
+        with memory_explained(image, options.second.savings(bf16=options.bf16), device):
+            return finite(second(image, name), "the second stage's")
+
+    return restore, device
+
+
+def one_network(options: Options, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """(1, 3, h, w) in [0, 1] to the restored image, or to a strip of one for each w; both on the CPU. Raises as above."""
     network: nn.Module = official.build(options.ckpt, options.which).to(device)
+    if isinstance(network, IRControlNet):
+        raise ValueError(
+            f"{options.ckpt} holds DiffBIR's control network, which restores nothing by itself: give pipeline=diffbir "
+            f"stage1=FILE stage2={options.ckpt} sd=DIR"
+        )
     multiple = getattr(network, "multiple", None)  # only networks of windows have it; the others need the whole image
     rounded(options.tile_px, options.overlap_px, multiple or 1)
     takes_w = "w" in inspect.signature(network.forward).parameters
@@ -189,27 +240,36 @@ def restorer(options: Options) -> tuple[Callable[[Tensor], Tensor], torch.device
         tiles = {"tile_px": options.tile_px, "overlap_px": options.overlap_px, "multiple": multiple}
         return restore_tiled(partial(on_device, way=way), lq, **tiles)
 
-    @torch.inference_mode()
     def restore(lq: Tensor) -> Tensor:
-        try:
+        smaller = [f"set tile_px below {min(options.tile_px, max(lq.shape[-2:]))}"] if multiple else []
+        with memory_explained(lq, smaller, device):
             strip = [restored(lq, way) for way in ways]
-            image = torch.cat(strip, dim=-1) if len(strip) > 1 else strip[0]
-            finite = bool(image.isfinite().all())
-        except (RuntimeError, MemoryError) as error:
-            from train.memory import ran_out  # loads Lightning
+            return torch.cat(strip, dim=-1) if len(strip) > 1 else strip[0]
 
-            if not ran_out(error):
-                raise
-            height, width = lq.shape[-2:]
-            way_out = [f"set tile_px below {min(options.tile_px, max(height, width))}"] if multiple else []
-            way_out += ["device=cpu"] if device.type != "cpu" else []
-            advice = ", or ".join(way_out) or "take a machine with more"
-            raise ValueError(f"memory ran out on its {width}x{height} pixels: {advice}") from error
-        if not finite:
-            raise ValueError("the network's output is not finite")
-        return image
+    return restore
 
-    return restore, device
+
+@contextmanager
+def memory_explained(image: Tensor, ways_out: list[str], device: torch.device) -> Iterator[None]:
+    """Raises ValueError with the image's size and the ways out where memory ran out within it; other errors pass."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        from train.memory import ran_out  # loads Lightning
+
+        if not ran_out(error):
+            raise
+        height, width = image.shape[-2:]
+        ways_out = [*ways_out, *(["device=cpu"] if device.type != "cpu" else [])]
+        advice = ", or ".join(ways_out) or "take a machine with more"
+        raise ValueError(f"memory ran out on its {width}x{height} pixels: {advice}") from error
+
+
+def finite(image: Tensor, whose: str) -> Tensor:
+    """The image. Raises ValueError where it is not finite."""
+    if not image.isfinite().all():
+        raise ValueError(f"{whose} output is not finite")
+    return image
 
 
 def usable_device(name: str) -> torch.device:

@@ -1,7 +1,6 @@
 """Where the eyes and the mouth of a training image are, and under which settings that is not known."""
 
 import re
-import zipfile
 from dataclasses import replace
 
 import numpy as np
@@ -9,19 +8,18 @@ import pytest
 import torch
 from PIL import Image
 
-from data.archives import ZipImages
 from data.augmentation import Augmentation
 from data.components import COLUMNS, ComponentFile, Components, read
 from data.faces import FaceDataset
-from data.lmdb_images import LmdbImages
+from data.opening import open_images
 from data.order import draws, image_at
 from data.pairs import targets_of
-from data.prepare.__main__ import COMMANDS
-from data.prepare.arguments import main
 from data.prepare.files import write_csv
 from data.sources import Choices, ImageFolder
 from models.components import mirrored
 from tests.data.conftest import textured
+from tests.data.test_archives import make
+from tests.data.test_codes import Bytes
 from tests.data.test_module import face_data
 
 SIDE, SIZE = 32, 16
@@ -81,25 +79,14 @@ def dataset(source, file, degradation, **changes):
     return FaceDataset(source=source, components=components, degradation=degradation, **options)
 
 
-def packed(root, kind):
-    if kind == "folder":
-        return ImageFolder(root=str(root))
-    if kind == "zip":
-        with zipfile.ZipFile(root.parent / "painted.zip", "w") as archive:
-            for image in root.iterdir():
-                archive.write(image, f"inside/{image.name}")
-        return ZipImages(root=str(root.parent / "painted.zip"))
-    assert main(COMMANDS, ["pack", f"root={root}", f"out={root.parent / 'painted.lmdb'}", "encode=bmp", "workers=1"]) == 0
-    return LmdbImages(root=str(root.parent / "painted.lmdb"))
-
-
 @pytest.mark.parametrize(
     ("kind", "batched", "keep_decoded"),
-    [("folder", False, True), ("folder", True, False), ("zip", False, False), ("lmdb", False, False)],
+    [("", False, True), ("", True, False), ("zip", False, False), ("lmdb", False, False), ("shards", False, False)],
 )
 def test_they_are_where_the_parts_are(root, file, shade, kind, batched, keep_decoded):
     shade.batched = batched
-    samples = dataset(packed(root, kind), file, shade, keep_decoded=keep_decoded)
+    source = open_images(root=str(make(kind, root) if kind else root))
+    samples = dataset(source, file, shade, keep_decoded=keep_decoded)
     flips = set()
     for position in range(24):
         sample = samples[position]
@@ -216,6 +203,17 @@ def test_images_that_are_not_in_it_are_named(root, file, shade, tmp_path):
     (root / "00004.png").unlink()
     with pytest.raises(ValueError, match=r"has several images of one name: rename them, or run python"):
         dataset(ImageFolder(root=str(root)), file, shade)
+
+
+def test_rows_of_a_table_go_by_their_number(root, tmp_path):
+    table = Bytes(ImageFolder(root=str(root)))
+    file = write(tmp_path / "rows.csv", ["0", "1", "2", "3"], PLACES)
+    assert torch.equal(
+        Components(file=file, source=table, size=SIDE).of(3, False), torch.tensor(PLACES[3], dtype=torch.float32)
+    )
+    (root / "00003.png").unlink()
+    with pytest.raises(ValueError, match=r"is of 4 images and data\.root holds 3, which have no names"):
+        Components(file=file, source=Bytes(ImageFolder(root=str(root))), size=SIDE)
 
 
 def test_settings_under_which_they_would_be_elsewhere_are_refused(root, file, shade):

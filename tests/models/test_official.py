@@ -395,6 +395,7 @@ def test_export_names_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureFixtur
         (["export", "diffbir.pth", "--format", "safetensors", "--output", "a.pth"], 2, "must end with .safetensors"),
         (["export", "diffbir.pth", "--format", "onnx"], 2, "'onnx'"),
         (["export", "diffbir.pth", "--format", "official", "--which", "ema", "--output", "a.pth"], 1, "has no 'ema' weights"),
+        (["export", "diffbir.pth", "--format", "diffusers"], 1, "diffbir.pth holds swinir, which has no diffusers form"),
         (["inspekt"], 2, "'inspekt'"),
         ([], 2, "command"),
     ],

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from models import ldm
+from models import ldm, official
 from models.diffbir import DiffBIR, Guidance, controlled
 from models.diffusion import NoiseSchedule
 from models.families import CheckpointError
@@ -173,6 +173,40 @@ def test_diffusers_own_controlnet_gives_the_same_residuals(tmp_path: Path) -> No
     assert again.num_head_channels == 64
 
 
+def test_a_control_network_as_a_folder_of_diffusers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    network = control(num_head_channels=32)
+    torch.save(network.state_dict(), tmp_path / "v2.pth")
+    recorded = {"_target_": "models.ircontrolnet.IRControlNet", **CONTROL, "num_head_channels": 32}
+    save_file(network.state_dict(), tmp_path / "v2.safetensors", {"network": json.dumps(recorded)})
+    folder = tmp_path / "v2"
+    official.main(["export", f"{folder}.safetensors", "--format", "diffusers"])
+    assert capsys.readouterr().out == f"wrote {folder}\n"
+    assert sorted(file.name for file in folder.iterdir()) == ["config.json", "diffusion_pytorch_model.safetensors"]
+    assert [path for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    official.main(["export", str(folder), "--format", "official", "--output", str(tmp_path / "back.pth")])
+    before, after = (torch.load(tmp_path / name, weights_only=True) for name in ("v2.pth", "back.pth"))
+    assert list(before) == list(after)
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    again: Any = official.build(folder)
+    with torch.no_grad():
+        assert all(torch.equal(a, b) for a, b in zip(network(*inputs()), again(*inputs()), strict=True))
+    with pytest.raises(SystemExit, match=r"v2 exists: name the folder to write with --output"):
+        official.main(["export", f"{folder}.pth", "--format", "diffusers", "--output", str(folder)])
+
+
+def test_folders_of_diffusers_that_hold_something_else(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"config.json is of UNet2DConditionModel, not of ControlNetModel"):
+        official.build(write_folder(tmp_path / "sd") / "unet")
+    made: Any = to_diffusers(control())
+    made.save_pretrained(tmp_path / "control")
+    file = tmp_path / "control" / "diffusion_pytorch_model.safetensors"
+    state = load_file(file)
+    del state["conv_in.weight"]
+    save_file(state, file, {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"weights don't fit its config.json: 1 keys, such as conv_in.weight"):
+        official.build(tmp_path / "control")
+
+
 def test_a_controlnet_of_images_is_refused() -> None:
     made: Any = to_diffusers(control())
     torch.nn.init.ones_(made.controlnet_cond_embedding.conv_in.weight)
@@ -212,20 +246,20 @@ def test_every_weight_of_stable_diffusion_has_an_official_name() -> None:
     with torch.device("meta"):
         parts: list[Any] = [UNet2DConditionModel(**unet), AutoencoderKL(**vae), CLIPTextModel(CLIPTextConfig(**text))]
     states = [part.state_dict() for part in parts]
-    official = [
+    named = [
         ldm.to_official(states[0], ldm.unet_names(unet), "unet"),
         ldm.to_official(states[1], ldm.vae_names(vae), "vae"),
         ldm.text_to_official(states[2], 23),
     ]
-    assert [len(each) for each in official] == [686, 248, 280]
+    assert [len(each) for each in named] == [686, 248, 280]
     back = [
-        ldm.to_diffusers(official[0], ldm.unet_names(unet), "unet"),
-        ldm.to_diffusers(official[1], ldm.vae_names(vae), "vae"),
-        ldm.text_to_diffusers(official[2], 23),
+        ldm.to_diffusers(named[0], ldm.unet_names(unet), "unet"),
+        ldm.to_diffusers(named[1], ldm.vae_names(vae), "vae"),
+        ldm.text_to_diffusers(named[2], 23),
     ]
     for made, given in zip(back, states, strict=True):
         assert {k: v.shape for k, v in made.items()} == {k: v.shape for k, v in given.items()}
-    shapes = {key: tuple(value.shape) for key, value in official[0].items()}
+    shapes = {key: tuple(value.shape) for key, value in named[0].items()}
     assert ldm.unet_config(shapes, 64) == unet
 
 

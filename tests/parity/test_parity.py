@@ -22,9 +22,10 @@ STORED = {
     "degradations": 12,
     "elan": 2,
     "gfpgan": 5,
+    "ircontrolnet": 10,
     "swinir": 3,
 }  # cases of each family in tests/golden
-STORED_MANIFESTS = 22
+STORED_MANIFESTS = 26
 
 ALL = [case for folder in folders() for case in cases_in(folder)]
 CASES = [case for case in ALL if not case.path.stem.startswith(("dist_", "keymap_"))]  # tests/models has the map of keys

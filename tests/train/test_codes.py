@@ -259,7 +259,7 @@ def test_stage_three_wants_a_discriminator(trained: Path, command: Command) -> N
         f"adversary.discriminators.image.ckpt={runs}/stage2",
     )
     assert code == 1
-    assert "has no 'discriminator' weights" in printed
+    assert "has no 'discriminator image' weights" in printed
     assert "give the discriminator's own file, or a run with one" in printed
 
 

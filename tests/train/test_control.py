@@ -381,7 +381,7 @@ def spoiled(given: Path, folder: Path, what: str) -> list[str]:
         (["network.context_dim=32"], "the UNet is of another form than the control network: 4 keys differ"),
         (["diffusion.noise.prediction=v"], "its scheduler says prediction_type=epsilon, but prediction=v is asked for"),
         (["diffusion.noise.zero_snr=true"], "prediction=eps with zero_snr=true"),
-        (["diffusion.sampler.steps=1"], "diffusion.sampler.steps=1: Input should be greater than or equal to 2"),
+        (["diffusion.sampler.steps=1"], "steps=1: the spaced sampler takes 2 to 1000"),
         (["diffusion.sampler.sampler=euler"], "sampler=euler: there are spaced, ddim"),
         (["loss=mse"], "loss.terms.mse needs ['restored'], but ControlTask offers only ['hq', 'lq', 'predicted', 'target']"),
         (

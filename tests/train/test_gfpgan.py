@@ -22,6 +22,7 @@ from train.adversarial import AdversarialTask
 from train.cli import compose
 from train.config import plain
 from train.loggers import read_rows
+from train.preflight import with_discriminators
 
 Cli = Callable[..., tuple[int, str]]
 
@@ -103,6 +104,23 @@ def test_all_discriminators_train_beside_a_frozen_prior(given: Path, cli: Cli, t
     assert any(not torch.equal(network[key], part(run, "ema.average.")[key]) for key in network)
 
 
+def test_a_run_goes_on_from_the_discriminators_of_another(given: Path, cli: Cli, tmp_path: Path) -> None:
+    code, printed = cli(*full(given))
+    assert code == 0, printed
+    first = tmp_path / "runs" / "run"
+    held = ["adversary.generator_start_step=1", "trainer.max_steps=1", "optimizer.lr=1e-12", "name=second", "init.prior=null"]
+    ckpts = [f"adversary.discriminators.{name}.ckpt={first}" for name in ("image", *PARTS)]
+    code, printed = cli(*full(given, f"init.ckpt={first}", *ckpts, *held))
+    assert code == 0, printed
+    for name in ("image", *PARTS):
+        one, two = (part(run, f"adversary.discriminators.{name}.") for run in (first, tmp_path / "runs" / "second"))
+        assert all(torch.allclose(one[key], two[key], atol=1e-6) for key in one)
+    code, printed = cli(*full(given, f"adversary.discriminators.mouth.ckpt={given}/clean.pth", "name=third"))
+    assert code == 1
+    assert f"adversary.discriminators.mouth.ckpt={given}/clean.pth" in printed
+    assert "give the discriminator's own file, or a run with one" in printed
+
+
 def test_boxes_are_needed(given: Path, cli: Cli) -> None:
     code, printed = cli(*full(given, "data.components=null"))
     assert code == 1
@@ -161,6 +179,16 @@ def test_ddp_is_told_of_what_has_no_gradient(cli: Cli) -> None:
         assert AdversarialTask.unused_parameters(config) == unused, more
     config = plain(compose(["model=swinir_ffhq", "data.root=a", "task=adversarial", "adversary=unet_sn"]))
     assert not AdversarialTask.unused_parameters(config)
+
+
+def test_a_preflight_measures_both_sides() -> None:
+    """What will train in the run trains in its few updates."""
+    for updates, held in ((100_000, 0), (1000, 2000)):
+        config = {
+            "task": {"adversary": {"start_step": 0, "generator_start_step": 2000, "leak": False}},
+            "trainer": {"max_steps": updates},
+        }
+        assert with_discriminators(config) == {"adversary": {"start_step": 0, "generator_start_step": held, "leak": False}}
 
 
 KILLED = ["trainer.max_steps=8", "trainer.val_check_interval=4", "checkpoint.every_n_steps=3", "trainer.log_every_n_steps=2"]
