@@ -319,6 +319,15 @@ def test_the_official_file_of_a_run(given: Path, run: Path, command: Command, tm
     assert 0 < max(moved) < 1e-7
 
 
+def test_a_run_restores(given: Path, run: Path, command: Command) -> None:
+    from train.restore import main
+
+    starts = [f"stage1={given}/runs/stage1", f"stage2={run}", f"sd={given}/sd", "steps=2", "cfg=1", "device=cpu"]
+    code, printed = command(main, "pipeline=diffbir", *starts, f"input={given}/photographs/00.png", "output=out")
+    assert code == 0, printed
+    assert Path("out/00.png").is_file()
+
+
 def test_another_first_stage_is_refused_when_a_run_goes_on(given: Path, command: Command, tmp_path: Path) -> None:
     from train.cli import main
 
