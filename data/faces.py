@@ -15,6 +15,7 @@ from data.batch import Degradation, Sample, finished
 from data.codes import Codes
 from data.components import Components
 from data.images import UnreadableImage, decode, to_tensor
+from data.latents import Latents
 from data.order import BlockOrder, draws, image_at
 from data.pairs import check_pair
 from data.sources import Blocked, Choices, Source
@@ -159,6 +160,17 @@ def check_unmoved(file: str, moved: list[str]) -> None:
         )
 
 
+def check_unmirrored(folder: str, moved: list[str], hflip_prob: float, degradation: Degradation | None) -> None:
+    """Raises ValueError, which names every setting under which an HQ is not always the image that latents were made of."""
+    changing = getattr(degradation, "hq_too", ())
+    wrong = [*moved, *([f"data.hflip_prob={hflip_prob}, where 0 is needed"] if hflip_prob else [])]
+    if wrong := [*wrong, *([f"degradation.hq_too={list(changing)}, where [] is needed"] if changing else [])]:
+        raise ValueError(
+            f"data.latents={folder} are of images cut in one way, which HQs are not with {'; '.join(wrong)}: change that, or "
+            "set data.latents=null to compute latents anew for each sample"
+        )
+
+
 def check_whole(photos: list[np.ndarray], size: int, name: str) -> None:
     """Raises ValueError: the HQ, the last of the photos, isn't the whole image scaled to size, so components are elsewhere."""
     height, width = photos[-1].shape[:2]
@@ -182,6 +194,7 @@ class FaceDataset(Dataset[Sample]):
              negatives: of the images, where samples have a negative; an image without any stands in for it.
              codes: of the HQs, where they were made before (data.codes).
              components: of the HQs: where their eyes and mouths are (data.components).
+             latents: of the HQs in an autoencoder, where they were made before (data.latents).
              real: clean faces that a discriminator sees instead of the HQs; cut and mirrored as these are, each by itself.
              degradation: makes the LQ of an image; None: the images are LQs, and targets are given.
              augmentation: of an image and what belongs to it alike, before everything else.
@@ -191,7 +204,7 @@ class FaceDataset(Dataset[Sample]):
              on_error: skip: the next readable image of the order stands in for an unreadable one, under the position's own
                  draws, and is counted; raise: stop. An image below size is an error with both.
              keep_decoded: decoded images stay in memory (of each worker): for a few images that are read again and again.
-    Raises:  ValueError: codes or components are given, and the HQ is not always the image that they are of.
+    Raises:  ValueError: codes, components or latents are given, and the HQ is not always the image that they are of.
     """
 
     def __init__(
@@ -202,6 +215,7 @@ class FaceDataset(Dataset[Sample]):
         negatives: Choices | None,
         codes: Codes | None,
         components: Components | None,
+        latents: Latents | None,
         real: Source | None,
         degradation: Degradation | None,
         augmentation: Augmentation,
@@ -217,11 +231,14 @@ class FaceDataset(Dataset[Sample]):
             check_fixed(codes.file, moved, degradation, targets)
         if components is not None:
             check_unmoved(components.file, moved)
+        if latents is not None:
+            check_unmirrored(latents.folder, moved, hflip_prob, degradation if targets is None else None)
         self.source = source
         self.targets = targets
         self.negatives = negatives
         self.codes = codes
         self.components = components
+        self.latents = latents
         self.real = real
         self.decoded: dict[tuple[int, ...], list[np.ndarray]] | None = {} if keep_decoded else None
         self.degradation = degradation
@@ -247,6 +264,8 @@ class FaceDataset(Dataset[Sample]):
             made["target_codes"] = self.codes.of(index, self._mirrored(position, "data"), photos[-1], name)
         if self.components is not None:
             made["components"] = self.components.of(index, self._mirrored(position, "data"))
+        if self.latents is not None:
+            made["hq_moments"] = self.latents.of(index, photos[-1], name)
         real: Sample = {} if self.real is None else {"real": self._real(self.real, position)}
         return {**made, **self._negative(photos), **real, "position": position, "unreadable": unreadable}
 

@@ -16,6 +16,7 @@ from data.batch import Batch, Degradation, Parameters, Sample, finished
 from data.codes import Codes
 from data.components import Components
 from data.faces import FaceDataset, FixedFaces
+from data.latents import Latents
 from data.order import PositionSampler
 from data.pairs import targets_of
 from data.sources import Choices, Graded, Part, Source
@@ -77,6 +78,7 @@ class FaceData(LightningDataModule):
              codes: file with the codes of the HQs (data/codes.py), for tasks that predict them; None: they compute them.
              components: file that tells where the eyes and mouths of the training images are (data/components.py), for tasks
                  that judge these by themselves; None: samples don't hold it.
+             latents: folder with the latents of the HQs (data/latents.py), for tasks on latents; None: they compute them.
              real_root: clean faces for discriminators, in an order of their own; None: they see the HQs (training alone).
              degradation: makes LQs; None: root holds LQs, and is paired.
              source: makes a Source of a root; one that brings targets (data.sources.Graded) needs no target_root.
@@ -102,6 +104,7 @@ class FaceData(LightningDataModule):
         val_target_root: str | None,
         codes: str | None,
         components: str | None,
+        latents: str | None,
         real_root: str | None,
         source: Callable[..., Source],
         expects: str,
@@ -136,12 +139,14 @@ class FaceData(LightningDataModule):
         else:
             train, val = photos, self._photos("val_root", val_root, "val_target_root", val_target_root)
         self.codes = None if codes is None else Codes(file=codes, source=photos.source, size=size)
+        self.latents = None if latents is None else Latents(folder=latents, source=photos.source, size=size)
         self.faces = FaceDataset(
             source=train.source,
             targets=train.targets,
             negatives=train.negatives,
             codes=self.codes,  # training images come first in photos, so that their numbers are the same there
             components=None if components is None else Components(file=components, source=photos.source, size=size),
+            latents=self.latents,
             real=None if real_root is None else self._open("real_root", real_root),
             degradation=degradation,
             augmentation=augmentation,

@@ -7,7 +7,7 @@ import html
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -32,8 +32,9 @@ UNET, VAE, TEXT, TEXT_SD1 = (
 class StableDiffusion(nn.Module):
     """The frozen parts: never trained, always in eval mode.
 
-    A latent here is the autoencoder's times its scaling factor (0.18215), as the UNet wants it. Weights and autocast may be
-    of a narrower precision: images and latents come out as float32 all the same, so that sampling adds up in float32.
+    A latent here is the autoencoder's times its scaling factor (0.18215), as the UNet wants it. Weights may be narrower than
+    float32, and are then computed with as they are; float32 ones follow the autocast around them. Images and latents come out
+    as float32 all the same, so that sampling adds up in float32.
 
     Args:    tokenizer: for prompts; None serves the empty prompt alone.
     """
@@ -50,7 +51,9 @@ class StableDiffusion(nn.Module):
         self.unet: Any = unet  # their libraries type little of what they can do
         self.vae: Any = vae
         self.text_encoder: Any = text_encoder
+        self.features: Tensor
         self.tokenizer = tokenizer
+        self.kept: list[str] = []  # prompts, where the text encoder is gone
         self.requires_grad_(False)
         self.train(False)
 
@@ -69,7 +72,8 @@ class StableDiffusion(nn.Module):
         if control is not None:  # one without the other would mean another kind of adapter to diffusers
             *skips, middle = (each.to(dtype) for each in control)
             residuals = {"down_block_additional_residuals": skips, "mid_block_additional_residual": middle}
-        return self.unet(latent.to(dtype), timesteps, text.to(dtype), return_dict=False, **residuals)[0].float()
+        with in_its_precision(self.unet):
+            return self.unet(latent.to(dtype), timesteps, text.to(dtype), return_dict=False, **residuals)[0].float()
 
     def moments(self, image: Tensor) -> Tensor:
         """(b, 3, h, w) in [0, 1] to mean and log variance of the autoencoder's posterior, (b, 8, h/8, w/8), unscaled.
@@ -80,7 +84,8 @@ class StableDiffusion(nn.Module):
         if any(side % factor for side in image.shape[-2:]):
             h, w = image.shape[-2:]
             raise ValueError(f"an image of {h}x{w} has no latent: pad its sides to multiples of {factor}")
-        return self.vae.encode((2 * image - 1).to(self.vae.dtype)).latent_dist.parameters.float()
+        with in_its_precision(self.vae):
+            return self.vae.encode((2 * image - 1).to(self.vae.dtype)).latent_dist.parameters.float()
 
     def mode(self, moments: Tensor) -> Tensor:
         """The latent of a condition: the middle of the posterior."""
@@ -94,15 +99,37 @@ class StableDiffusion(nn.Module):
     def decode(self, latent: Tensor) -> Tensor:
         """(b, 4, h/8, w/8) to an image (b, 3, h, w), about [0, 1], not clamped."""
         unscaled = (latent / self.vae.config["scaling_factor"]).to(self.vae.dtype)
-        return (self.vae.decode(unscaled, return_dict=False)[0].float() + 1) / 2
+        with in_its_precision(self.vae):
+            return (self.vae.decode(unscaled, return_dict=False)[0].float() + 1) / 2
 
     def text(self, prompts: list[str]) -> Tensor:
         """(b, 77, c): the text encoder's last layer but one, behind its final norm; padding is attended to like words.
 
-        Raises:  ValueError: a prompt that is not empty, where there is no tokenizer.
+        Raises:  ValueError: a prompt that is not empty, where there is no tokenizer, or one that was not kept.
         """
+        if self.kept:
+            if unknown := [prompt for prompt in prompts if prompt not in self.kept]:
+                raise ValueError(f"the text encoder was let go, and the features of {unknown[0][:40]!r} were not kept")
+            return torch.stack([self.features[self.kept.index(prompt)] for prompt in prompts])
         tokens = tokens_of(prompts, self.tokenizer, self.text_encoder.config)
-        return self.text_encoder(tokens.to(self.text_encoder.device)).last_hidden_state
+        with in_its_precision(self.text_encoder):
+            return self.text_encoder(tokens.to(self.text_encoder.device)).last_hidden_state
+
+    @torch.no_grad()
+    def keep_texts(self, prompts: list[str]) -> None:
+        """Computes the features of these prompts once, and lets the text encoder go: 354 M parameters."""
+        self.register_buffer("features", self.text(prompts), persistent=False)
+        self.kept, self.text_encoder = prompts, None
+
+    def check_prediction(self, prediction: Prediction) -> None:
+        """As the function of that name."""
+        check_prediction(self, prediction)
+
+
+def in_its_precision(part: Any) -> torch.autocast:
+    """For what is computed with a network: autocast is for float32 weights alone."""
+    kind = part.device.type
+    return torch.autocast(kind, enabled=part.dtype == torch.float32 and torch.is_autocast_enabled(kind))
 
 
 def tokens_of(prompts: list[str], tokenizer: CLIPTokenizer | None, config: CLIPTextConfig) -> Tensor:
@@ -127,7 +154,7 @@ def tokens_of(prompts: list[str], tokenizer: CLIPTokenizer | None, config: CLIPT
     return torch.tensor(rows)
 
 
-def load(path: str | Path, *, prediction: Prediction, tokenizer: str | Path | None = None) -> StableDiffusion:
+def load(path: str | Path | None, *, prediction: Prediction, tokenizer: str | Path | None = None) -> StableDiffusion:
     """Stable Diffusion 2.1-base in float32 on the CPU, from a diffusers folder or an official single file. Nothing is fetched.
 
     Args:    path: with unet/, vae/, text_encoder/ and tokenizer/ as diffusers writes them (safetensors), or a .ckpt or
@@ -137,6 +164,8 @@ def load(path: str | Path, *, prediction: Prediction, tokenizer: str | Path | No
              tokenizer: a folder with vocab.json and merges.txt, in place of the one in `path`.
     Raises:  FileNotFoundError; CheckpointError: parts missing, or weights of another model.
     """
+    if path is None:
+        raise FileNotFoundError("no path to Stable Diffusion 2.1-base: give a diffusers folder or a single file")
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: give Stable Diffusion 2.1-base, a diffusers folder or a single file")
@@ -148,6 +177,19 @@ def load(path: str | Path, *, prediction: Prediction, tokenizer: str | Path | No
         raise
     except (ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"{path} is not Stable Diffusion 2.1-base: {error}") from error
+
+
+def load_autoencoder(path: str | Path) -> StableDiffusion:
+    """The autoencoder of `load` alone, whose latents and images are all that can be asked for."""
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: give Stable Diffusion 2.1-base, a diffusers folder or a single file")
+    try:
+        vae = _part_of_folder(path, "vae", AutoencoderKL) if path.is_dir() else _autoencoder(_group(read(path).state, VAE))
+    except (ValueError, KeyError, RuntimeError, OSError) as error:
+        raise CheckpointError(f"{path} holds no autoencoder of Stable Diffusion: {error}") from error
+    nothing: Any = None
+    return StableDiffusion(unet=nothing, vae=vae, text_encoder=nothing, tokenizer=None)
 
 
 def read_tokenizer(folder: Path) -> CLIPTokenizer:
@@ -179,24 +221,24 @@ def _from_folder(path: Path, prediction: Prediction) -> dict[str, Any]:
         raise ValueError("its UNet is made for images of 768 (Stable Diffusion 2.1, which predicts v); take 2.1-base")
     if predicted not in (None, {"eps": "epsilon", "v": "v_prediction"}[prediction]):
         raise ValueError(f"its scheduler says prediction_type={predicted}, but prediction={prediction} is asked for")
+    kinds = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
+    return {name: _part_of_folder(path, name, kind) for name, kind in kinds.items()}
+
+
+def _part_of_folder(path: Path, name: str, kind: Any) -> Any:
     disable_progress_bar()  # it would stand between a command's own
     options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
-    parts: dict[str, Any] = {}
-    for name, kind in (("unet", UNet2DConditionModel), ("vae", AutoencoderKL), ("text_encoder", CLIPTextModel)):
-        own = {"dtype": torch.float32} if kind is CLIPTextModel else {"torch_dtype": torch.float32, "low_cpu_mem_usage": False}
-        part, report = cast(Any, kind).from_pretrained(path / name, **options, **own)
-        odd = [f"{what}: {key}" for what in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in report[what]]
-        if odd := [each for each in odd if not each.endswith("position_ids")]:
-            raise ValueError(f"{name}/ does not fit its config.json ({len(odd)} keys, the first is of {odd[0]})")
-        parts[name] = part
-    return parts
+    own = {"dtype": torch.float32} if kind is CLIPTextModel else {"torch_dtype": torch.float32, "low_cpu_mem_usage": False}
+    part, report = kind.from_pretrained(path / name, **options, **own)
+    odd = [f"{what}: {key}" for what in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in report[what]]
+    if odd := [each for each in odd if not each.endswith("position_ids")]:
+        raise ValueError(f"{name}/ does not fit its config.json ({len(odd)} keys, the first is of {odd[0]})")
+    return part
 
 
 def _from_file(path: Path) -> dict[str, Any]:
     state = read(path).state
-    groups = {
-        prefix: {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)} for prefix in (UNET, VAE, TEXT)
-    }
+    groups = {prefix: _group(state, prefix) for prefix in (UNET, VAE, TEXT)}
     shapes = {prefix: {key: tuple(value.shape) for key, value in group.items()} for prefix, group in groups.items()}
     if not groups[UNET]:
         raise ValueError(f"it has no UNet: no key begins with {UNET} (its first is {next(iter(state))})")
@@ -205,24 +247,34 @@ def _from_file(path: Path) -> dict[str, Any]:
     for prefix, what in ((VAE, "autoencoder"), (TEXT, "text encoder")):
         if not groups[prefix]:
             raise ValueError(f"it has no {what}: no key begins with {prefix}; take the full checkpoint, not the UNet's alone")
-    vae, text = ldm.vae_config(shapes[VAE]), ldm.text_config(shapes[TEXT], HEAD_WIDTH)
+    text = ldm.text_config(shapes[TEXT], HEAD_WIDTH)
     _check_unet(unet, text["hidden_size"])
     with torch.device("meta"):  # the weights come from the file, so drawing them would be lost time
         parts: dict[str, Any] = {
             "unet": UNet2DConditionModel(**unet),
-            "vae": AutoencoderKL(**vae),
             "text_encoder": CLIPTextModel(CLIPTextConfig(**text)),
         }
     weights = {
         "unet": ldm.to_diffusers(groups[UNET], ldm.unet_names(unet), "its UNet"),
-        "vae": ldm.to_diffusers(groups[VAE], ldm.vae_names(vae), "its autoencoder"),
         "text_encoder": ldm.text_to_diffusers(groups[TEXT], text["num_hidden_layers"]),
     }
     for name, part in parts.items():
         _fill(part, weights[name], name)
     positions = torch.arange(text["max_position_embeddings"])[None]
     parts["text_encoder"].embeddings.position_ids = positions  # no weight, so it is still on the meta device
-    return parts
+    return parts | {"vae": _autoencoder(groups[VAE])}
+
+
+def _group(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def _autoencoder(state: dict[str, Tensor]) -> Any:
+    config = ldm.vae_config({key: tuple(value.shape) for key, value in state.items()})
+    with torch.device("meta"):
+        vae: Any = AutoencoderKL(**config)
+    _fill(vae, ldm.to_diffusers(state, ldm.vae_names(config), "its autoencoder"), "vae")
+    return vae
 
 
 def _fill(part: nn.Module, weights: Mapping[str, Tensor], name: str) -> None:

@@ -33,6 +33,7 @@ NODES = (
         "adversary",
         "codebook",
         "codes",
+        "diffusion",
         "degradation",
         "augmentation",
         "data",
@@ -61,12 +62,13 @@ RUN: dict[str, Any] = {
     "init.parts": list[str] | None,
     "init.stage1": str | None,
     "init.stage2": str | None,
+    "init.stable_diffusion": str | None,
     "init.prior": str | None,
     "ema_decay": Annotated[float, Interval(ge=0, lt=1)] | None,
 }
 
 # Those of RUN that only some models have.
-STAGES = {"init.stage1", "init.stage2", "init.prior"}
+STAGES = {"init.stage1", "init.stage2", "init.stable_diffusion", "init.prior"}
 
 # Ranges that the classes of other libraries do not state.
 RANGES: dict[str, Any] = {
@@ -110,9 +112,8 @@ def check(config: DictConfig) -> Node:
         said = str(error.msg or error).partition("\n")[0]
         group = re.match(r"Interpolation key '(\w+)' not found", said)
         if group and str(error.full_key).startswith("task."):
-            said = (
-                f"this task needs {group[1]}, of which there is none: start from a model that has it, such as codeformer_stage2"
-            )
+            model = "ircontrolnet_ffhq" if group[1] == "diffusion" else "codeformer_stage2"
+            said = f"this task needs {group[1]}, of which there is none: start from a model that has it, such as {model}"
         raise ConfigError(f"{error.full_key or 'config'}: {said}") from error
     if resolved.get("name") is None:
         raise ConfigError("nothing to train: choose model=NAME or experiment=NAME (python train.py --help lists them)")
@@ -174,15 +175,19 @@ def _check_run(config: Node, raw: Node) -> Iterator[str]:
     def read(key: str) -> bool:
         return starts[key] in str(raw)
 
-    starts = {key: f"${{init.{key}}}" for key in ("stage1", "stage2", "ckpt") if key in raw["init"]}
+    starts = {key: f"${{init.{key}}}" for key in ("stable_diffusion", "stage1", "stage2", "ckpt") if key in raw["init"]}
+    frozen = {"stable_diffusion", "stage1"} if "diffusion" in config else set()
     yield from _check_prior(config["name"], config["init"], config["network"])
     waits, updates = config.get("adversary", {}).get("generator_start_step", 0), config["trainer"].get("max_steps", 0)
     if isinstance(waits, int) and isinstance(updates, int) and waits >= updates > 0:
         yield f"adversary.generator_start_step={waits}: trainer.max_steps={updates} ends before the generator begins: raise it"
-    if values.get("init.required") is True and "prior" not in raw["init"]:
+    if "prior" not in raw["init"]:
         for key in starts:
-            if not values[f"init.{key}"] and raw["init"][key] not in starts.values() and (key == "ckpt" or read(key)):
-                yield f"init.{key} is not set, and {config['name']} starts from trained weights: give init.{key}=FILE or a run"
+            needed = values.get("init.required") is True or key in frozen
+            given = values[f"init.{key}"] or raw["init"][key] in starts.values()
+            if needed and not given and (key == "ckpt" or read(key)):
+                what = "FILE or a diffusers folder" if key == "stable_diffusion" else "FILE or a run"
+                yield f"init.{key} is not set, and {config['name']} starts from trained weights: give init.{key}={what}"
     for key in starts.keys() - {"ckpt"}:
         if values[f"init.{key}"] is not None and not read(key):
             yield f"init.{key}={values[f'init.{key}']!r}: nothing reads the key init.{key}, {config['name']} takes init.ckpt"
@@ -192,6 +197,7 @@ def _check_run(config: Node, raw: Node) -> Iterator[str]:
         ("adversary", "without discriminators", "adversarial, autoencoding or controllable"),
         ("codes", "without codes", "codes or controllable"),
         ("codebook", "without a look at a codebook", "autoencoding"),
+        ("diffusion", "without a diffusion model", "control"),
     ):
         if part in config and part not in config["task"]:
             yield f"{part}: {config['task'].get('_target_')} trains {what}: choose task={tasks}, or leave {part} out (~{part})"

@@ -38,8 +38,9 @@ class RestorationTask(L.LightningModule):
     Raises: ValueError: a term of the loss needs what the task doesn't offer.
     """
 
-    # Keyword arguments that the task calls its network with.
+    # Keyword arguments that the task calls its network with, and how many tensors come before them.
     calls_with: frozenset[str] = frozenset()
+    inputs = 1
     # Tensors that terms of the loss may name; those that the network returns besides come on top.
     offers: frozenset[str] = frozenset({"restored", "hq", "lq"}) | GRADED
 
@@ -54,7 +55,7 @@ class RestorationTask(L.LightningModule):
         validation: Validation,
     ) -> None:
         super().__init__()
-        check_arguments(network, self.calls_with)
+        check_arguments(network, self.calls_with, self.inputs)
         self.offers = self.offers | named_outputs(network)
         loss.check_offered(self.offers, type(self).__name__)
         self.network, self.loss, self.validation = network, loss, validation
@@ -255,9 +256,15 @@ class RestorationTask(L.LightningModule):
             self.unreadable = state["unreadable"]
 
 
-def check_arguments(network: nn.Module, given: frozenset[str]) -> None:
-    """Raises ValueError where a network's forward needs other keyword arguments than the task gives it."""
+def check_arguments(network: nn.Module, given: frozenset[str], inputs: int = 1) -> None:
+    """Raises ValueError where a network's forward needs other tensors or keyword arguments than the task gives it."""
     parameters = inspect.signature(network.forward).parameters.values()
+    tensors = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty]
+    if len(tensors) > inputs:
+        raise ValueError(
+            f"{type(network).__name__} needs {', '.join(tensors)}, which this task does not give it: IRControlNet is trained "
+            "with task=control"
+        )
     named = {p.name: p.default is p.empty for p in parameters if p.kind is p.KEYWORD_ONLY}
     if lacking := [name for name, needed in named.items() if needed and name not in given]:
         raise ValueError(

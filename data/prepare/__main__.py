@@ -4,7 +4,7 @@ import sys
 
 from hydra.utils import get_method
 
-from data.prepare import align, check, codes, components, filtering, pack, resize
+from data.prepare import align, check, codes, components, filtering, latents, pack, resize
 from data.prepare.arguments import Command, main
 
 
@@ -13,12 +13,17 @@ def networks() -> codes.Networks:
     return codes.Networks(get_method("models.official.build"), get_method("train.codes.fingerprint_of"))
 
 
+def autoencoder() -> latents.Networks:
+    return latents.Networks(get_method("models.stable_diffusion.load_autoencoder"), get_method("train.control.digest_of"))
+
+
 COMMANDS: dict[str, Command] = {
     "align": align.align,
     "check": check.check,
     "codes": codes.command(networks),
     "filter": filtering.filter_faces,
     "landmarks": components.landmarks,
+    "latents": latents.command(autoencoder),
     "pack": pack.pack,
     "resize": resize.resize,
 }

@@ -27,14 +27,20 @@ def names(group: str) -> list[str]:
 TOY = [*TINY_NETWORK, *TINY_DATA, *TINY_RUN, "trainer.accelerator=cpu", "trainer.devices=1", "trainer.precision=32-true"]
 CASES = [
     *(
-        ("model", name) for name in names("model") if not any(other in name for other in ("elan", "codeformer", "gfpgan"))
-    ),  # tests below; train/test_codes.py, test_gfpgan.py
+        ("model", name)
+        for name in names("model")
+        if not any(other in name for other in ("elan", "codeformer", "gfpgan", "ircontrolnet"))
+    ),  # tests below; train/test_codes.py, test_gfpgan.py, test_control.py
     *(
         ("experiment", name)
         for name in names("experiment")
-        if not any(other in name for other in ("dtbfr", "elan", "codeformer", "gfpgan"))
+        if not any(other in name for other in ("dtbfr", "elan", "codeformer", "gfpgan", "cx"))
     ),
-    *(("loss", name) for name in names("loss") if not any(part in name for part in ("lpips", "vgg", "code", "gfpgan"))),
+    *(
+        ("loss", name)
+        for name in names("loss")
+        if not any(part in name for part in ("lpips", "vgg", "code", "gfpgan", "denoising"))
+    ),
     *(("adversary", name) for name in names("adversary") if name not in ("stylegan2", "gfpgan")),
     *(("degradation", name) for name in names("degradation")),
     *(("augmentation", name) for name in names("augmentation")),
@@ -50,9 +56,9 @@ def test_nothing_is_overlooked() -> None:
         for group in ("model", "experiment", "loss", "data", "network", "trainer", "logger", "adversary")
     }
     assert found == {
-        "model": 10,
-        "experiment": 12,
-        "loss": 14,
+        "model": 11,
+        "experiment": 13,
+        "loss": 15,
         "data": 9,
         "network": 11,
         "trainer": 6,
@@ -299,6 +305,37 @@ def test_diffbir_stage_1_has_the_published_numbers(cli: Cli) -> None:
     assert list(operators.noise.sigma_255) == [0, 15]
     assert list(operators.jpeg.quality) == [30, 100]
     assert (operators.blur.kernel_size_px, operators.blur.isotropic_prob, config.degradation.quantize) == (41, 0.5, False)
+
+
+def test_diffbir_stage_2_has_the_published_numbers(cli: Cli) -> None:
+    """RECIPES, diffbir_stage2_v2, with AIIALab's schedule; CX's fine-tuning."""
+    rows: dict[str, tuple[str, float, float, list[int], int]] = {  # optimizer, learning rate, decay, milestones, batch
+        "model=ircontrolnet_ffhq": ("torch.optim.AdamW", 1e-4, 0.01, [30_000], 256),
+        "experiment=cx": ("torch.optim.Adam", 1.17e-6, 0, [], 6),  # a device, of which there are 5
+    }
+    init = [f"init.{key}=x" for key in ("stable_diffusion", "stage1", "ckpt")]
+    for name, (optimizer, lr, decay, milestones, batch) in rows.items():
+        code, printed = cli(name, *init, "--cfg", "job", "--resolve")
+        assert code == 0, printed
+        config = OmegaConf.create(printed)
+        assert (config.optimizer._target_, config.optimizer.lr, config.optimizer.weight_decay) == (optimizer, lr, decay)
+        assert (list(config.optimizer.betas), config.optimizer.fused) == ([0.9, 0.999], True)
+        assert (list(config.schedule.milestones), config.schedule.gamma, config.trainer.max_steps) == (milestones, 0.1, 80_000)
+        assert config.data.batch_size * config.trainer.accumulate_grad_batches == batch
+        assert (config.data.size, config.data.crop, config.data.hflip_prob) == (512, "center", 0)
+        assert (config.seed, config.ema_decay, config.checkpoint.every_n_steps) == (231, None, 10_000)
+        assert {key: term.weight for key, term in config.loss.terms.items()} == {"denoising": 1}
+        assert (config.diffusion.noise.prediction, config.diffusion.noise.zero_snr) == ("eps", False)
+        network = config.network
+        assert (network.in_channels, network.hint_channels, network.model_channels, network.context_dim) == (4, 4, 320, 1024)
+        assert (list(network.channel_mult), list(network.attention_resolutions)) == ([1, 2, 4, 4], [4, 2, 1])
+        assert (network.num_res_blocks, network.num_head_channels, network.gradient_checkpointing) == (2, 64, True)
+        operators = config.degradation.operators
+        assert (list(operators.blur.sigma_px), list(operators.downsample.factor)) == ([0.1, 12], [1, 12])
+        assert (list(operators.noise.sigma_255), list(operators.jpeg.quality)) == ([0, 15], [30, 100])
+    code, printed = cli("experiment=cx", *init[:2], "data.root=x")
+    assert code == 1
+    assert "init.ckpt is not set, and cx starts from trained weights: give init.ckpt=FILE or a run" in printed
 
 
 @pytest.mark.parametrize("name", ["mse_lpips", "mse_lpips_id"])

@@ -49,7 +49,7 @@ def written(file, contents):
 
 
 def dataset(source, codes, degradation, **changes):
-    options = {"targets": None, "negatives": None, "components": None, "real": None, "size": SIZE}
+    options = {"targets": None, "negatives": None, "components": None, "latents": None, "real": None, "size": SIZE}
     options |= {"augmentation": Augmentation(transforms={}), "crop": "center", "hflip_prob": 0.5, "seed": 2}
     options |= {"on_error": "raise", "keep_decoded": False}
     return FaceDataset(source=source, codes=codes, degradation=degradation, **(options | changes))

@@ -65,7 +65,14 @@ def file(tmp_path):
 
 
 def dataset(source, file, degradation, **changes):
-    options = {"targets": None, "negatives": None, "codes": None, "real": None, "augmentation": Augmentation(transforms={})}
+    options = {
+        "targets": None,
+        "negatives": None,
+        "codes": None,
+        "latents": None,
+        "real": None,
+        "augmentation": Augmentation(transforms={}),
+    }
     options |= {"size": SIZE, "crop": "center", "hflip_prob": 0.5, "seed": 2, "on_error": "raise", "keep_decoded": False}
     options |= changes
     components = Components(file=file, source=source, size=options["size"])

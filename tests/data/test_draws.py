@@ -57,6 +57,7 @@ def samples(maps: Path, rank: int, workers: int) -> Iterator[dict[str, torch.Ten
         real_root=None,
         codes=None,
         components=None,
+        latents=None,
         source=partial(ImageFolder),
         expects="",
         degradation=Told(

@@ -102,6 +102,7 @@ def samples(source, shade, count, start=0, workers=0):
         negatives=None,
         codes=None,
         components=None,
+        latents=None,
         real=None,
         degradation=shade,
         augmentation=Augmentation(transforms={}),

@@ -36,6 +36,7 @@ def face_data(root, degradation, **changes):
         "real_root": None,
         "codes": None,
         "components": None,
+        "latents": None,
         "augmentation": Augmentation(transforms={}),
         "source": partial(ImageFolder),
         "expects": "A folder of test faces is expected.",

@@ -40,7 +40,15 @@ def lq(tmp_path):
 
 def pairs(lq, hq, **changes):
     options = {"augmentation": NONE, "size": 16, "crop": "random", "hflip_prob": 0.5, "seed": 1, "on_error": "raise"}
-    options |= {"degradation": None, "negatives": None, "codes": None, "components": None, "real": None, "keep_decoded": False}
+    options |= {
+        "degradation": None,
+        "negatives": None,
+        "codes": None,
+        "components": None,
+        "latents": None,
+        "real": None,
+        "keep_decoded": False,
+    }
     return FaceDataset(source=lq, targets=targets_of(lq, hq, "data.target_root"), **(options | changes))
 
 
@@ -62,6 +70,7 @@ def test_a_pair_is_cut_where_a_photo_alone_would_be(lq, tmp_path, shade):
         negatives=None,
         codes=None,
         components=None,
+        latents=None,
         real=None,
         degradation=shade,
         augmentation=NONE,

@@ -1,0 +1,77 @@
+"""Latents of images, made once before training (python -m data.prepare latents) in place of anew for each sample."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from data.codes import checksum
+from data.names import lacking, paths_of, rows_of
+from data.sources import Source, existing, first_few
+
+INDEX = "latents.json"
+
+
+class Latents:
+    """The posteriors of an autoencoder on a source's images, one small file an image.
+
+    Args:    folder: OUT of python -m data.prepare latents. size: side of the training images.
+    Raises:  ValueError: it is no such folder, for another size, or lacks images of the source.
+    """
+
+    def __init__(self, *, folder: str, source: Source, size: int) -> None:
+        self.folder = folder
+        try:
+            index = json.loads((existing(folder, "a folder of python -m data.prepare latents") / INDEX).read_text())
+            names, made_for, self.autoencoder = index["names"], index["size"], str(index["autoencoder"])
+            self.files: list[str] = index["files"]
+        except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(
+                f"data.latents={folder} has no {INDEX} that can be read ({error}): run python -m data.prepare latents to its "
+                "end"
+            ) from error
+        if made_for != size:
+            raise ValueError(
+                f"data.latents={folder} is of images at {made_for} px, and data.size={size}: make another one with python -m "
+                f"data.prepare latents size={size}, or set data.size={made_for}"
+            )
+        self.rows = self._rows(source, names)
+
+    def _rows(self, source: Source, names: list[str] | None) -> np.ndarray:
+        """(n,): the place in the folder of each image."""
+        paths, count = paths_of(source), len(self.files)
+        if paths is None or names is None:
+            if len(source) != count:
+                raise ValueError(
+                    f"data.latents={self.folder} is of {count} images and data.root holds {len(source)}, which have no names: "
+                    "make another one with python -m data.prepare latents"
+                )
+            return np.arange(count)
+        rows = rows_of(paths, names)
+        if rows is None:
+            lonely = lacking(paths, names)
+            said = f"{len(lonely)} are not in it ({first_few(lonely)})" if lonely else "several share a name"
+            raise ValueError(
+                f"data.latents={self.folder} is of {count} other images than the {len(paths)} of data.root: {said}; run python "
+                "-m data.prepare latents on data.root, or set data.latents=null"
+            )
+        return rows
+
+    def of(self, index: int, hq: np.ndarray, name: str) -> Tensor:
+        """(8, h, w) float32: mean and log variance of an image's latent, unscaled.
+
+        Args:    index: of the source. hq: (size, size, 3) uint8, the image as training sees it. name: for the message.
+        Raises:  ValueError: there is none, or it is of other pixels.
+        """
+        file = Path(self.folder) / self.files[self.rows[index]]
+        try:
+            with safe_open(file, framework="pt") as opened:
+                if opened.metadata()["checksum"] == str(checksum(hq)):
+                    moments: Tensor = opened.get_tensor("moments")
+                    return moments
+            reason = f"{file} is of other pixels than {name}"
+        except (OSError, SafetensorError, KeyError) as error:
+            reason = f"{file}, the latent of {name}, can't be read ({error})"
+        raise ValueError(f"{reason}: run python -m data.prepare latents on data.root again, or set data.latents=null")

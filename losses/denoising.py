@@ -1,0 +1,14 @@
+"""The term that diffusion models are trained on."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from losses.weighted import Loss
+
+
+class Denoising(Loss):
+    """Mean squared error of what the network predicts of the noise in a latent (Ho et al. 2020, arXiv:2006.11239, eq. 14)."""
+
+    def forward(self, predicted: Tensor, target: Tensor) -> Tensor:
+        """Both (b, c, h, w): noise, or v."""
+        return F.mse_loss(predicted.float(), target.float())

@@ -1,0 +1,263 @@
+"""Training of IRControlNet (DiffBIR's stage 2): a control network learns to steer a frozen Stable Diffusion."""
+
+import hashlib
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+import torch
+from annotated_types import Ge
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from data.batch import Batch
+from losses.weighted import LossSet
+from models import official
+from train.regression import RegressionTask
+from train.task import Decay, outputs
+from train.validation import Validation
+
+
+class FirstStage(nn.Module):
+    """A trained restorer, whose restorations are the conditions.
+
+    Args:   path: a run or official file of a restorer that keeps the size: SwinIR, CodeFormer, GFPGAN, ELAN x1.
+            w, adain: of a CodeFormer, see models/codeformer.py; the others have no use for them.
+    Raises: ValueError: there is no path, or something else than a restorer in it.
+    """
+
+    def __init__(self, *, path: str | None, w: Annotated[float, Ge(0)], adain: bool) -> None:
+        super().__init__()
+        if not path:
+            raise ValueError(
+                "init.stage1 is not set: give a trained restorer, a run such as runs/swinir_ffhq or an official file"
+            )
+        self.path, self.network = path, official.build(path)
+        arguments = inspect.signature(self.network.forward).parameters
+        if "lq" not in arguments:
+            raise ValueError(
+                f"init.stage1={path} holds {type(self.network).__name__}, which restores no images: give a restorer"
+            )
+        self.options = {"w": w, "adain": adain} if "w" in arguments else {}
+
+    def forward(self, lq: Tensor) -> Tensor:
+        """(b, 3, h, w) in [0, 1], same shape out, about [0, 1]: not clamped, as in DiffBIR's train_stage2.py."""
+        weight = next(self.network.parameters())  # in half precision with a -true precision of the trainer
+        return outputs(self.network(lq.to(weight.dtype), **self.options))["restored"].float()
+
+
+class SampleDraws:
+    """Random numbers of each sample by itself, so that they are the same in whichever batch and rank it comes.
+
+    Args: positions: of the samples of a batch.
+    """
+
+    def __init__(self, seed: int, positions: Sequence[int]) -> None:
+        self.generators = [np.random.default_rng([seed, position]) for position in positions]
+
+    def timesteps(self, count: int) -> Tensor:
+        """(b,) int64, each of 0 .. count - 1 as likely as any other."""
+        return torch.tensor([generator.integers(count) for generator in self.generators])
+
+    def __call__(self, like: Tensor) -> Tensor:
+        """Unit noise in the shape of a batch, (b, c, h, w)."""
+        noise = [generator.standard_normal(like.shape[1:], np.float32) for generator in self.generators]
+        return torch.from_numpy(np.stack(noise)).to(like)
+
+
+class Examples(NamedTuple):
+    """A batch for the control network: what the networks see and what they should make of it; latents are (b, 4, h/8, w/8)."""
+
+    noisy: Tensor
+    timesteps: Tensor  # (b,)
+    condition: Tensor
+    target: Tensor  # the noise, or v
+
+
+class Diffusion(nn.Module):
+    """What the control network is trained within, all of it frozen; it follows the task's device, and is no part of the task.
+
+    So no optimizer, EMA, DDP or checkpoint reaches it. Read at every start; a run that goes on with other weights is refused.
+
+    Args:   backbone: Stable Diffusion 2.1, as models.stable_diffusion.load gives it.
+            noise: models.diffusion.NoiseSchedule.
+            stage1: makes the restorations that are the conditions.
+            sampler: control, diffusion and schedule to the second stage that validates: models.diffbir.DiffBIR.
+            precision: the trainer's. bf16-… keeps the frozen weights in bfloat16, which halves their memory; others in float32.
+            channels_last: how weights of convolutions lie in memory; GPUs prefer it in half precision.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: Any,
+        noise: Any,
+        stage1: FirstStage,
+        sampler: Callable[..., Callable[..., Tensor]],
+        precision: str | int,
+        channels_last: bool,
+    ) -> None:
+        super().__init__()
+        self.noise, self.sampler, self.channels_last = noise, sampler, channels_last
+        self.fingerprint, self.autoencoder = digest_of(backbone.unet, backbone.vae, stage1), digest_of(backbone.vae)
+        options = getattr(sampler, "keywords", {})
+        backbone.keep_texts(list(dict.fromkeys(["", options.get("positive", ""), options.get("negative", "")])))
+        if str(precision).startswith("bf16"):
+            backbone.to(torch.bfloat16)
+        if channels_last:
+            backbone.to(memory_format=torch.channels_last)
+        stage1.eval().requires_grad_(False)
+        self._frozen = (backbone, stage1)  # a tuple, so that they are not registered as submodules
+
+    @property
+    def backbone(self) -> Any:
+        return self._frozen[0]
+
+    @property
+    def stage1(self) -> FirstStage:
+        return self._frozen[1]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Diffusion":
+        for network in self._frozen:
+            network._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+    @torch.no_grad()
+    def examples(self, hq: Tensor, lq: Tensor, draws: Any, moments: Tensor | None = None) -> Examples:
+        """As DiffBIR's train_stage2.py makes it.
+
+        Args: hq, lq: (b, 3, h, w) in [0, 1]. draws: SampleDraws. moments: of hq's latent, where they were made before.
+        """
+        moments = self.backbone.moments(hq) if moments is None else moments
+        clean = self.backbone.sample(moments, draws(moments[:, : moments.shape[1] // 2]))
+        condition = self.backbone.mode(self.backbone.moments(self.stage1(lq)))
+        timesteps, noise = draws.timesteps(len(self.noise.betas)).to(clean.device), draws(clean)
+        noisy = self.noise.noised(clean, timesteps, noise)
+        return Examples(noisy, timesteps, condition, self.noise.target(clean, timesteps, noise))
+
+    def predict(self, control: nn.Module, given: Examples) -> Tensor:
+        """The UNet's output under control, in the shape of the target."""
+        text = self.backbone.text([""]).expand(len(given.noisy), -1, -1)
+        residuals = control(given.noisy, given.timesteps, text, given.condition)
+        output: Tensor = self.backbone(given.noisy, given.timesteps, text, residuals)
+        return output
+
+    def second_stage(self, control: nn.Module) -> Callable[..., Tensor]:
+        """Raises ValueError: settings of the sampler that don't go together."""
+        return self.sampler(control=control, diffusion=self.backbone, schedule=self.noise)
+
+    def restore(self, control: nn.Module, lq: Tensor, draws: SampleDraws) -> Tensor:
+        """(b, 3, h, w) to (b, 3, h, w), about [0, 1]."""
+        return self.second_stage(control)(self.stage1(lq), draws)
+
+    @torch.no_grad()
+    def check(self, size: int, device: torch.device) -> None:
+        """Tries every frozen network once, on a grey image. Raises ValueError: one of them is not what it should be."""
+        self.backbone.check_prediction(self.noise.prediction)
+        image = torch.full((1, 3, size, size), 0.5, device=device)
+        first = self.stage1(image)
+        if first.shape != image.shape:
+            raise ValueError(
+                f"init.stage1={self.stage1.path} makes {tuple(first.shape[-2:])} of {size}x{size}: give a restorer that keeps "
+                "the size"
+            )
+        for what, values in (
+            (f"a restoration of init.stage1={self.stage1.path}", first),
+            ("a latent of init.stable_diffusion", self.backbone.moments(first)),
+        ):
+            if not values.isfinite().all():
+                raise ValueError(f"{what} is not finite: check its weights, or take a wider trainer.precision")
+
+
+def digest_of(*networks: nn.Module) -> str:
+    """SHA-256 of all weights."""
+    digest = hashlib.sha256()
+    for network in networks:
+        for value in network.state_dict().values():
+            digest.update(value.contiguous().cpu().numpy())
+    return digest.hexdigest()
+
+
+class ControlTask(RegressionTask):
+    """The control network learns what to add to the UNet, so that it predicts the noise in the latents of HQs.
+
+    A fresh network begins as a copy of the UNet's encoder; init.ckpt comes on top of it.
+
+    Raises: ValueError: as RestorationTask, and where networks don't go together.
+    """
+
+    offers = frozenset({"predicted", "target", "hq", "lq"})
+    inputs = 4
+
+    def __init__(
+        self,
+        *,
+        network: nn.Module,
+        diffusion: Diffusion,
+        loss: LossSet,
+        optimizer: Callable[..., Optimizer],
+        schedule: Callable[..., LRScheduler],
+        ema_decay: Decay | None,
+        validation: Validation,
+    ) -> None:
+        control: Any = network
+        if not hasattr(control, "copy_encoder"):
+            raise ValueError(f"{type(network).__name__} controls no diffusion model: task=control is for network=ircontrolnet")
+        control.copy_encoder(diffusion.backbone.unet)
+        if control.gradient_checkpointing:
+            diffusion.backbone.unet.enable_gradient_checkpointing()  # its decoder keeps activations for the control network too
+        super().__init__(
+            network=network, loss=loss, optimizer=optimizer, schedule=schedule, ema_decay=ema_decay, validation=validation
+        )
+        self.diffusion = diffusion
+
+    def configure_model(self) -> None:
+        super().configure_model()
+        if self.diffusion.channels_last and not self.sharded:  # FSDP takes no such weights
+            for each in (self.network, *([self.ema.average] if self.ema else [])):
+                each.to(memory_format=torch.channels_last)
+
+    def check_start(self) -> None:
+        network: Any = self.network
+        self.diffusion.second_stage(network)  # its settings are tried before an hour has passed
+        size, multiple = self.config["data"]["size"], 8 * network.multiple
+        if size % multiple:
+            nearest = max(multiple, round(size / multiple) * multiple)
+            raise ValueError(
+                f"data.size={size}: the latents of IRControlNet need a multiple of {multiple}, such as data.size={nearest}"
+            )
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        self.diffusion.check(self.config["data"]["size"], self.device)
+        latents = getattr(getattr(self.trainer, "datamodule", None), "latents", None)
+        if latents is not None and latents.autoencoder != self.diffusion.autoencoder:
+            raise ValueError(
+                f"data.latents={latents.folder} was made by another autoencoder than that of init.stable_diffusion: make "
+                "another one with python -m data.prepare latents, or set data.latents=null"
+            )
+
+    def run_network(self, batch: Batch) -> dict[str, Any]:
+        draws = SampleDraws(self.config["seed"], self.positions)
+        given = self.diffusion.examples(batch["hq"], batch["lq"], draws, batch.get("hq_moments"))
+        self.note_nonfinite({"the latent of HQ": given.noisy.sum(), "the condition latent": given.condition.sum()})
+        return {"predicted": self.diffusion.predict(self.network, given), "target": given.target}
+
+    def restore(self, lq: Tensor) -> Tensor:
+        """With the same noise each time: it follows from data.val_seed and the sample's position."""
+        draws = SampleDraws(self.config["data"]["val_seed"], self.positions)
+        return self.diffusion.restore(self.validated_network, lq, draws).clamp(0, 1)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["frozen"] = self.diffusion.fingerprint
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        if checkpoint["frozen"] != self.diffusion.fingerprint:
+            raise ValueError(
+                "init.stable_diffusion or init.stage1 holds other weights than when this run began, so that it can't go on as "
+                "it would have: put the old ones back, or start over with resume=never"
+            )
