@@ -1,9 +1,9 @@
 """A training step of IRControlNet against that of DiffBIR's train_stage2.py: time and memory.
 
 Run: uv run benchmarks/ircontrolnet.py [--repeats 3] [--device cpu] [--batch 1] [--size 512] [--tiny]
-DiffBIR is not on PyPI, so its step is written out here, with the control network, UNet, autoencoder and text encoder that ours has
-and spandrel's SwinIR: in float32, with gradient checkpoints, the prompts encoded anew in every step. What differs is what
-surrounds the networks. Each row is measured in a process of its own. Weights are random.
+DiffBIR is not on PyPI, so its step is written out here, with the control network, UNet, autoencoder and text encoder that ours
+has and spandrel's SwinIR: with gradient checkpoints, the prompts encoded anew in every step. What differs is what surrounds the
+networks. Each row is measured in a process of its own. Weights are random.
 """
 
 import multiprocessing
