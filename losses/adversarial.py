@@ -106,8 +106,9 @@ class R1(Loss):
 class PathLength(Loss):
     """How unlike a step of one size in the latent moves different images (Karras et al. 2020, eq. 4).
 
-    Lazily as R1: weight * every_n_steps in updates that every_n_steps divides. The target length is a running mean, which
-    checkpoints keep. At images in [-1, 1] lengths are twice as large: the published weight of 2 there is 8 here.
+    Lazily as R1: weight * every_n_steps in updates that every_n_steps divides. The target is the running mean of the lengths of
+    the updates before, which checkpoints keep. At images in [-1, 1] lengths are twice as large: the published weight of 2 is
+    8 here.
 
     Args: decay: share of an update's mean in the running one, 0.01 as published.
     """
@@ -117,8 +118,10 @@ class PathLength(Loss):
     ) -> None:
         super().__init__(weight=weight)
         self.every_n_steps, self.decay = every_n_steps, decay
+        self.sample_seeds: list[int] = []  # of the batch at hand: a sample's noise follows from its own alone
         self.mean_length: Tensor
         self.register_buffer("mean_length", torch.zeros(()))
+        self._lengths: list[Tensor] = []  # of the update at hand
 
     def weight_at(self, update: int) -> float | None:
         weight = super().weight_at(update)
@@ -126,18 +129,26 @@ class PathLength(Loss):
 
     def forward(self, restored: Tensor, latent: Tensor) -> Tensor:
         """restored: (b, 3, h, w), made of latent (b, layers, n)."""
-        h, w = restored.shape[-2:]
+        _, *shape = restored.shape
+        rngs = [torch.Generator(restored.device).manual_seed(seed ^ 1) for seed in self.sample_seeds]
+        noise = torch.stack([torch.randn(shape, generator=rng, device=restored.device) for rng in rngs])
         learns = torch.is_grad_enabled()
         with torch.enable_grad(), torch.autocast(restored.device.type, enabled=False):
-            noisy = (restored.float() * torch.randn_like(restored, dtype=torch.float32)).sum() / (h * w) ** 0.5
+            noisy = (restored.float() * noise).sum() / (shape[1] * shape[2]) ** 0.5
             (slope,) = torch.autograd.grad(noisy, latent, create_graph=learns, retain_graph=True)
             lengths = slope.float().square().sum(2).mean(1).sqrt()
-            mean = lengths.detach().mean()
-            if dist.is_initialized():  # a checkpoint keeps one for all ranks
+            self._lengths.append(lengths.detach())
+            return (lengths - self.mean_length).square().mean()
+
+    def after_update(self, skipped: bool) -> None:
+        """One running mean for all ranks, and for all batches of an update."""
+        if self._lengths and not skipped:
+            mean = torch.cat(self._lengths).mean()
+            if dist.is_initialized():
                 dist.all_reduce(mean, dist.ReduceOp.SUM)
                 mean /= dist.get_world_size()
             self.mean_length.lerp_(mean, self.decay)
-            return (lengths - self.mean_length).square().mean()
+        self._lengths = []
 
 
 class FeatureMatching(Loss):

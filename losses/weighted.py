@@ -49,6 +49,9 @@ class Loss(nn.Module):
         """Its weight in this update, counted from 1; None: it is not computed. 0 still shows its value."""
         return self.weight.at(update) if isinstance(self.weight, Scheduled) else self.weight
 
+    def after_update(self, skipped: bool) -> None:
+        """Called once the generator's step is done, or was skipped as its gradient was not finite."""
+
 
 class Term(NamedTuple):
     """What a term came to in a step, scalars both."""
@@ -110,6 +113,10 @@ class LossSet(nn.Module):
         """Term -> weight, of those that are computed in this update, but for some."""
         weights: dict[str, Any] = {name: term.weight_at(update) for name, term in self.terms.items()}  # type: ignore[operator]
         return {name: weight for name, weight in weights.items() if weight is not None and name not in without}
+
+    def after_update(self, skipped: bool) -> None:
+        for term in self.terms.values():
+            term.after_update(skipped)  # type: ignore[operator]
 
     def asked(self, update: int, without: Collection[str] = ()) -> dict[str, set[str]]:
         """Discriminator -> names of the tensors that this update's terms of it ask for."""

@@ -7,12 +7,12 @@ pixels of the image. "Left" is on the left of the image.
 from typing import Annotated, Literal
 
 import torch
-from annotated_types import Gt
+from annotated_types import Ge, Gt
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from models.stylegan2 import GAIN, ConvLayer, Resampler, activated
-from models.vqgan import Positive, laid_out
+from models.vqgan import laid_out
 
 PARTS = ("left_eye", "right_eye", "mouth")
 
@@ -40,7 +40,7 @@ def boxes_of(components: Tensor, *, eye_enlarge: float) -> Tensor:
 
 
 def cut(images: Tensor, boxes: Tensor, side_px: int) -> Tensor:
-    """One box of each image, resized (RoI align, He et al. 2017): (b, c, h, w) to (b, c, side_px, side_px), in float32.
+    """One box of each image, resized (RoI align, He et al. 2017): (b, c, h, w) to (b, c, side_px, side_px); differentiable.
 
     Args:    boxes: (b, 4) left, top, right, bottom; what lies outside of the image is black.
              side_px: 80 for eyes and 120 for mouths of 512 px images, as published.
@@ -48,21 +48,25 @@ def cut(images: Tensor, boxes: Tensor, side_px: int) -> Tensor:
     """
     if boxes.shape != (len(images), 4):
         raise ValueError(f"boxes of shape {tuple(boxes.shape)} for {len(images)} images: give one each, ({len(images)}, 4)")
-    images = images.float()  # half precision has no fractions of pixels
-    return roi_align(images, list(boxes.to(images).unsqueeze(1)), side_px, sampling_ratio=-1, aligned=False)
+    full = images.float()  # half precision has no fractions of pixels
+    return roi_align(full, list(boxes.to(full).unsqueeze(1)), side_px, sampling_ratio=-1, aligned=False).to(images.dtype)
 
 
 class Part(nn.Module):
     """One part of each image, as its discriminator sees it.
 
-    Args: of: which. side_px, eye_enlarge: see cut and boxes_of.
+    Args: component: which. side_px: see cut; below 4 nothing is left of it in the discriminator. eye_enlarge: see boxes_of.
     """
 
     def __init__(
-        self, *, of: Literal["left_eye", "right_eye", "mouth"], side_px: Positive, eye_enlarge: Annotated[float, Gt(0)]
+        self,
+        *,
+        component: Literal["left_eye", "right_eye", "mouth"],
+        side_px: Annotated[int, Ge(4)],
+        eye_enlarge: Annotated[float, Gt(0)],
     ) -> None:
         super().__init__()
-        self.number, self.side_px, self.eye_enlarge = PARTS.index(of), side_px, eye_enlarge
+        self.number, self.side_px, self.eye_enlarge = PARTS.index(component), side_px, eye_enlarge
 
     def forward(self, images: Tensor, components: Tensor) -> Tensor:
         """(b, c, h, w) and (b, 3, 3) to (b, c, side_px, side_px)."""

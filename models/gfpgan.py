@@ -179,6 +179,16 @@ class GFPGANv1(GFPGAN):
         )
         self.resample_kernel, self.lr_mlp = resample_kernel, lr_mlp
 
+    def converted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A clean network's weights as those of this one, where it resamples bilinearly; all others as they are."""
+        wanted = self.state_dict()
+        pairs = _counterparts(wanted, self.lr_mlp)
+        if self.resample_kernel is not None or state.keys() != {name for name, _ in pairs.values()}:
+            return state
+        if any(state[name].numel() != wanted[key].numel() for key, (name, _) in pairs.items()):
+            return state
+        return {key: (state[name] / factor).view_as(wanted[key]) for key, (name, factor) in pairs.items()}
+
 
 class GFPGANv1Clean(GFPGAN):
     """The clean form: versions 1.2, 1.3 and 1.4. Args: as GFPGANv1."""
@@ -297,9 +307,7 @@ def to_clean(network: GFPGANv1) -> GFPGANv1Clean:
 def to_equalised(network: GFPGANv1Clean, *, lr_mlp: float) -> GFPGANv1:
     """The GFPGANv1 with resample_kernel=null that gives the same images, to train on in the published way; see to_clean."""
     made = _alike(GFPGANv1(**network.common, resample_kernel=None, lr_mlp=lr_mlp), network)
-    state, wanted = network.state_dict(), made.state_dict()
-    pairs = _counterparts(wanted, lr_mlp).items()
-    made.load_state_dict({key: (state[name] / factor).view_as(wanted[key]) for key, (name, factor) in pairs})
+    made.load_state_dict(made.converted(network.state_dict()))
     return made
 
 

@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from models.families import FAMILIES, Arguments, CheckpointError, Recognised, class_path, first, full_state, recognise
+from models.gfpgan import GFPGANv1
 from models.ircontrolnet import IRControlNet, arguments_of, read_diffusers, to_diffusers
 
 Form = Literal["official", "safetensors", "diffusers"]
@@ -233,6 +234,7 @@ def load_into(
 ) -> Report:
     """Put the weights of a file, a run folder or a state dict into a network; this is what `init.ckpt` does.
 
+    A clean GFPGAN's weights are converted for the equalised network that they came from (models/gfpgan.py).
     Tensors are copied whole: a shape that differs is never cut, and a dtype only ever widened (float16 to float32).
     Keys that follow from the configuration (attention masks, shift kernels) count neither as missing nor unexpected.
 
@@ -242,6 +244,7 @@ def load_into(
     """
     where = "the state dict" if isinstance(source, Mapping) else str(source)
     loaded = unwrap(source, which, where)[0] if isinstance(source, Mapping) else read(source, which).state
+    loaded = network.converted(loaded) if isinstance(network, GFPGANv1) else loaded
     state = {key: value for key, value in loaded.items() if not key.endswith(DERIVED)}
     wanted = {
         key: value

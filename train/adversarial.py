@@ -1,9 +1,7 @@
 """Training against discriminators: SwinIR with a GAN (DT-BFR), ELAN (HGGT), CodeFormer I and III, GFPGAN."""
 
-import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
-from pydoc import locate
 from typing import Any
 
 import torch
@@ -16,6 +14,7 @@ from data.batch import Batch
 from losses.weighted import LossSet, Term, Terms, total
 from train import ranks
 from train.adversary import Adversary
+from train.ranks import say
 from train.task import Decay, RestorationTask
 from train.validation import Validation
 
@@ -49,11 +48,18 @@ class AdversarialTask(RestorationTask):
         self.adversary = adversary
         terms: dict[str, Any] = dict(loss.terms.items())
         self.adversarial = {name for name, term in terms.items() if hasattr(term, "of")}
+        needs_features = loss.needing({"fake_features", "real_features"})
         for name in self.adversarial:
-            if terms[name].of not in adversary.discriminators:
+            of = terms[name].of
+            if of not in adversary.discriminators:
                 raise ValueError(
-                    f"loss.terms.{name}.of={terms[name].of}: there is no such discriminator (there are "
+                    f"loss.terms.{name}.of={of}: there is no such discriminator (there are "
                     f"{', '.join(adversary.discriminators)})"
+                )
+            if name in needs_features and not hasattr(adversary.networks[of], "features"):
+                raise ValueError(
+                    f"loss.terms.{name}.of={of}: {type(adversary.networks[of]).__name__} shows no features to match: take "
+                    f"another discriminator, or leave the term out (~loss.terms.{name})"
                 )
         if not self.adversarial:
             raise ValueError(
@@ -71,15 +77,6 @@ class AdversarialTask(RestorationTask):
             )
         self.scaler = torch.amp.GradScaler(enabled=False)
 
-    @staticmethod
-    def unused_parameters(config: dict[str, Any]) -> bool:
-        """Where an output that has parameters of its own (GFPGAN's pyramid) is not in the loss of every update."""
-        network: Any = locate(config["network"]["_target_"])
-        terms = [term for term in config["loss"]["terms"].values() if isinstance(term["weight"], float | int)]  # not scheduled
-        losses: list[Any] = [locate(term["_target_"]) for term in terms if term["weight"] > 0]
-        always = {name for loss in losses for name in inspect.signature(loss.forward).parameters}
-        return not getattr(network, "branches", frozenset()) <= always
-
     def setup(self, stage: str) -> None:
         """Lightning refuses accumulation and clipping with manual optimization, but looks before this: both are done here."""
         self.automatic_optimization = False
@@ -90,6 +87,11 @@ class AdversarialTask(RestorationTask):
                 "adversary.generator_start_step=0, or trainer.precision=bf16-mixed"
             )
         self.scaler = torch.amp.GradScaler(self.trainer.strategy.root_device.type, enabled=fp16)  # the discriminators' own
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        if self.update <= (waits := self.adversary.generator_start_step):
+            say(f"adversary.generator_start_step: the generator stays as it is until update {waits} is done")
 
     def configure_model(self) -> None:
         if self._device_mesh is not None:
@@ -132,7 +134,7 @@ class AdversarialTask(RestorationTask):
             with self.adversary.trainable():
                 self._discriminator_gradients(batch, made["restored"].detach(), update, of_a_step)
         if number == batches - 1:
-            self._generator_step(held)
+            self._generator_step()
         if against and last and (number < first or not self.skip_update):
             self._discriminator_steps(alone=number < first)
         if number == batches - 1:
@@ -193,12 +195,13 @@ class AdversarialTask(RestorationTask):
         if self.trainer.gradient_clip_val:
             self.clip_gradients(optimizer, self.trainer.gradient_clip_val, self.trainer.gradient_clip_algorithm)
 
-    def _generator_step(self, held: bool) -> None:
-        """held: there are no gradients, so that the step changes nothing but the count of updates."""
+    def _generator_step(self) -> None:
+        """Before adversary.generator_start_step there are no gradients: it changes nothing but the count of updates."""
         generator: Any = self.optimizers()[0]  # type: ignore[index]
         generator.step()
         generator.zero_grad()
-        if self.ema and not self.skip_update and not held:
+        self.loss.after_update(self.skip_update)
+        if self.ema and not self.skip_update:
             self.ema.update(self.network)
 
     def _discriminator_steps(self, alone: bool) -> None:
@@ -228,12 +231,15 @@ class AdversarialTask(RestorationTask):
 
 def _parameter(network: nn.Module, path: str, term: str) -> nn.Parameter:
     try:
-        return network.get_parameter(path)
+        parameter = network.get_parameter(path)
     except AttributeError as error:
         known = [name for name, _ in network.named_parameters()]
         raise ValueError(
             f"loss.terms.{term}.adaptive_at={path}: the network has no such parameter; its last is {known[-1]}"
         ) from error
+    if not parameter.requires_grad:
+        raise ValueError(f"loss.terms.{term}.adaptive_at={path} is frozen: name a parameter that is trained")
+    return parameter
 
 
 def _finite(optimizer: Optimizer) -> bool:

@@ -36,7 +36,7 @@ class Discriminator(nn.Module):
         optimizer: Callable[..., Optimizer],
         schedule: Callable[..., LRScheduler],
         ckpt: str | None,
-        part: nn.Module | None = None,
+        part: nn.Module | None,
     ) -> None:
         super().__init__()
         loss.check_offered(OFFERS, "a discriminator")

@@ -60,14 +60,14 @@ class AutoencodingTask(AdversarialTask):
             self.latent = made["latent"].detach() if self.codebook.restart else None
         return made
 
-    def _generator_step(self, held: bool) -> None:
-        if held:
-            return super()._generator_step(held)
+    def _generator_step(self) -> None:
+        if self.update <= self.adversary.generator_start_step:
+            return super()._generator_step()
         update, logged = self.update, self.logs_this_update
         use = self.codebook.count(update)
         if logged:
             self.row |= {f"codebook/{name}": value for name, value in use.items()}
-        super()._generator_step(held)
+        super()._generator_step()
         if self.latent is None or self.skip_update:
             return
         seed: int = self.config["seed"]

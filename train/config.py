@@ -177,9 +177,11 @@ def _check_run(config: Node, raw: Node) -> Iterator[str]:
 
     starts = {key: f"${{init.{key}}}" for key in ("stable_diffusion", "stage1", "stage2", "ckpt") if key in raw["init"]}
     frozen = {"stable_diffusion", "stage1"} if "diffusion" in config else set()
-    if "prior" in raw["init"]:
-        yield from _check_prior(config["name"], config["init"])
-    else:
+    yield from _check_prior(config["name"], config["init"], config["network"])
+    waits, updates = config.get("adversary", {}).get("generator_start_step", 0), config["trainer"].get("max_steps", 0)
+    if isinstance(waits, int) and isinstance(updates, int) and waits >= updates > 0:
+        yield f"adversary.generator_start_step={waits}: trainer.max_steps={updates} ends before the generator begins: raise it"
+    if "prior" not in raw["init"]:
         for key in starts:
             needed = values.get("init.required") is True or key in frozen
             given = values[f"init.{key}"] or raw["init"][key] in starts.values()
@@ -211,14 +213,24 @@ def _check_run(config: Node, raw: Node) -> Iterator[str]:
             yield f"{name}={value!r}: nothing reads the key {name}{nearest(name, valid)}"
 
 
-def _check_prior(name: str, init: Node) -> Iterator[str]:
+def _check_prior(name: str, init: Node, network: Node) -> Iterator[str]:
     """Of a generative prior within the network (GFPGAN): its own file, or all of the network from one."""
-    if init["prior"] and init["ckpt"]:
-        yield f"init.prior={init['prior']} and init.ckpt={init['ckpt']}: the second holds a prior as well; give one of them"
-    if init["required"] is True and not init["prior"] and not init["ckpt"]:
+    prior, whole = init.get("prior"), init["ckpt"]
+    if prior and whole:
+        yield f"init.prior={prior} and init.ckpt={whole}: the second holds a prior as well; give one of them"
+    if prior and "fix_decoder" not in network:
+        yield f"init.prior={prior}: {network.get('_target_')} has no prior within: choose network=gfpgan, or give init.ckpt"
+    if prior or whole:
+        return
+    if "prior" in init and init["required"] is True:
         yield (
             f"init.prior is not set, and {name} starts from trained weights: give init.prior=FILE, a StyleGAN2 "
             "(python -m models.weights fetch stylegan2_ffhq), or init.ckpt=FILE, a whole network"
+        )
+    elif network.get("fix_decoder") is True:
+        yield (
+            "network.fix_decoder=true would freeze a prior of random weights: give init.prior=FILE or init.ckpt=FILE, or set "
+            "network.fix_decoder=false"
         )
 
 

@@ -3,6 +3,7 @@
 import inspect
 import os
 from collections.abc import Callable
+from pydoc import locate
 from typing import Annotated, Any, get_type_hints
 
 import lightning as L
@@ -61,7 +62,9 @@ class RestorationTask(L.LightningModule):
         self.make_optimizer, self.make_schedule = optimizer, schedule
         self.ema = EMA(network, ema_decay) if ema_decay is not None else None
         self.random_depths: list[Any] = [m for m in network.modules() if hasattr(m, "uniform")]  # models.swinir.StochasticDepth
-        self.noisy: list[Any] = [m for m in network.modules() if hasattr(m, "sample_seeds")]  # models.stylegan2.Generator
+        self.noisy: list[Any] = [  # models.stylegan2.Generator, losses.adversarial.PathLength
+            m for m in (*network.modules(), *loss.modules()) if hasattr(m, "sample_seeds")
+        ]
         self.validated_step = -1  # the update of the last validation, and metric -> value of it
         self.validated: dict[str, float] = {}
         self.positions: list[int] = []  # of the samples of the batch at hand
@@ -78,8 +81,15 @@ class RestorationTask(L.LightningModule):
 
     @staticmethod
     def unused_parameters(config: dict[str, Any]) -> bool:
-        """Whether some updates leave out some of what is trained, and DDP must know."""
-        return False
+        """Whether some updates leave out some of what is trained, and DDP must know.
+
+        Here: an output that has parameters of its own (GFPGAN's pyramid) is not in the loss of every update.
+        """
+        network: Any = locate(config["network"]["_target_"])
+        terms = [term for term in config["loss"]["terms"].values() if isinstance(term["weight"], float | int)]  # not scheduled
+        losses: list[Any] = [locate(term["_target_"]) for term in terms if term["weight"] > 0]
+        always = {name for loss in losses for name in inspect.signature(loss.forward).parameters}
+        return not getattr(network, "branches", frozenset()) <= always
 
     @property
     def validated_network(self) -> nn.Module:
@@ -142,6 +152,7 @@ class RestorationTask(L.LightningModule):
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
+        self.loss.after_update(self.skip_update)
         if self.ema and not self.skip_update:
             self.ema.update(self.network)
 

@@ -194,7 +194,7 @@ def test_gfpgan_has_the_published_numbers(cli: Cli, name: str) -> None:
     )
     for part in parts:
         each = discriminators[part]
-        assert (each.part.of, each.part.side_px, each.part.eye_enlarge) == (part, 120 if part == "mouth" else 80, 1.4)
+        assert (each.part.component, each.part.side_px, each.part.eye_enlarge) == (part, 120 if part == "mouth" else 80, 1.4)
         assert (each.loss.terms.gan.kind, each.optimizer.lr, list(each.optimizer.betas)) == ("vanilla", 2e-3, [0.9, 0.99])
     terms = config.loss.terms
     weights = {"l1": 0.2, "vgg": 1, "gan": 0.1} | ({} if simple else {"id": 10})

@@ -57,6 +57,7 @@ def task(
         optimizer=d_optimizer,
         schedule=CONSTANT,
         ckpt=None,
+        part=None,
     )
     adversary = Adversary(
         discriminators={"image": image},

@@ -8,17 +8,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from losses.adversarial import PathLength
+from losses.adversarial import Discriminate, PathLength
 from losses.identity import EmbeddingL1
+from losses.weighted import LossSet
 from models import official
 from models.arcface import ResNetArcFace
-from models.components import PARTS
+from models.components import PARTS, Part, boxes_of, cut
 from models.gfpgan import GFPGANv1, GFPGANv1Clean, to_clean
 from models.stylegan2 import StyleGAN2Generator
 from tests.toy import write_photographs
 from tests.train.kills import Attempt, differences, explain, kill_and_finish, reference
 from tests.train.victim import Moment
 from train.adversarial import AdversarialTask
+from train.adversary import Discriminator
 from train.cli import compose
 from train.config import plain
 from train.loggers import read_rows
@@ -108,7 +110,7 @@ def test_a_run_goes_on_from_the_discriminators_of_another(given: Path, cli: Cli,
     code, printed = cli(*full(given))
     assert code == 0, printed
     first = tmp_path / "runs" / "run"
-    held = ["adversary.generator_start_step=1", "trainer.max_steps=1", "optimizer.lr=1e-12", "name=second", "init.prior=null"]
+    held = ["trainer.max_steps=1", "optimizer.lr=1e-12", "name=second", "init.prior=null"]
     ckpts = [f"adversary.discriminators.{name}.ckpt={first}" for name in ("image", *PARTS)]
     code, printed = cli(*full(given, f"init.ckpt={first}", *ckpts, *held))
     assert code == 0, printed
@@ -133,6 +135,10 @@ def test_a_run_starts_from_a_prior_or_from_a_whole_network(given: Path, cli: Cli
         ([f"init.ckpt={given}/clean.pth"], "the second holds a prior as well; give one of them"),
         ([f"init.prior={given}/clean.pth"], "does not fit StyleGAN2Generator"),
         (["init.prior=nowhere.pth"], "nowhere.pth does not exist"),
+        (["init.prior=null", "init.required=false"], "would freeze a prior of random weights: give init.prior=FILE"),
+        (["loss.terms.gan.adaptive_at=stylegan_decoder.to_rgb1.bias"], "is frozen: name a parameter that is trained"),
+        (["loss.terms.style_mouth.of=image"], "StyleGAN2Discriminator shows no features to match"),
+        (["adversary.discriminators.mouth.part.side_px=3"], "adversary.discriminators.mouth.part.side_px=3"),
     ):
         code, printed = cli(*full(given, *more))
         assert code == 1
@@ -144,27 +150,31 @@ def test_released_weights_wait_for_fresh_discriminators(given: Path, cli: Cli, t
     """In a warm-up the generator, its EMA and its optimizer stay to the bit, and every discriminator moves."""
     own = ["model=gfpgan_clean", f"init.ckpt={given}/clean.pth", *NETWORK, *FULL, f"data.root={given}/photographs"]
     own += [f"data.components={given}/components.csv", f"weights.dir={given}/weights", "adversary.generator_start_step=2"]
-    code, printed = cli(*own, "trainer.max_steps=2")
-    assert code == 0, printed
-    run, released = tmp_path / "runs" / "run", official.read(given / "clean.pth").state
-    for prefix in ("network.", "ema.average."):
-        found = part(run, prefix)
-        assert found.keys() == released.keys()
-        assert all(torch.equal(found[key], value) for key, value in released.items())
-    states = last(run)["optimizer_states"]
-    assert not states[0]["state"]
-    assert [next(iter(state["state"].values()))["step"] for state in states[1:]] == [2] * 4
-    lq = torch.rand(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        assert torch.equal(official.build(run)(lq).restored, official.build(given / "clean.pth")(lq).restored)
     code, printed = cli(*own, "trainer.max_steps=4")
     assert code == 0, printed
+    assert "the generator stays as it is until update 2 is done" in printed
+    run, released = tmp_path / "runs" / "run", official.read(given / "clean.pth").state
+    saved = run / "checkpoints" / "step_0000002.ckpt"
+    held = torch.load(saved, weights_only=True)
+    for prefix in ("network.", "ema.average."):
+        found = {key.removeprefix(prefix): value for key, value in held["state_dict"].items() if key.startswith(prefix)}
+        assert found.keys() == released.keys()
+        assert all(torch.equal(found[key], value) for key, value in released.items())
+    assert not held["optimizer_states"][0]["state"]
+    assert [next(iter(state["state"].values()))["step"] for state in held["optimizer_states"][1:]] == [2] * 4
+    lq = torch.rand(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(official.build(saved)(lq).restored, official.build(given / "clean.pth")(lq).restored)
     moved = [key for key, value in part(run, "network.").items() if not torch.equal(value, released[key])]
     assert any("stylegan_decoder" in key for key in moved), "the clean model trains its prior too"
     assert not any("style_mlp" in key or "noises" in key for key in moved)
-    code, printed = cli(*own, "name=other", "adversary.start_step=1")
-    assert code == 1
-    assert "in the first updates nothing would train" in printed
+    for more, message in (
+        (["adversary.start_step=1"], "in the first updates nothing would train"),
+        (["trainer.max_steps=2"], "trainer.max_steps=2 ends before the generator begins"),
+    ):
+        code, printed = cli(*own, "name=other", *more)
+        assert code == 1
+        assert message in printed
 
 
 def test_ddp_is_told_of_what_has_no_gradient(cli: Cli) -> None:
@@ -191,10 +201,12 @@ def test_a_preflight_measures_both_sides() -> None:
         assert with_discriminators(config) == {"adversary": {"start_step": 0, "generator_start_step": held, "leak": False}}
 
 
+PATH = "+loss.terms.path={_target_: losses.adversarial.PathLength, weight: 8.0, every_n_steps: 2, decay: 0.01}"
 KILLED = ["trainer.max_steps=8", "trainer.val_check_interval=4", "checkpoint.every_n_steps=3", "trainer.log_every_n_steps=2"]
 KILLED += ["loss.terms.pyramid.weight.until_step=4", "adversary.discriminators.image.loss.terms.r1.every_n_steps=3"]
-KILLED += ["+loss.terms.path={_target_: losses.adversarial.PathLength, weight: 8.0, every_n_steps: 2, decay: 0.01}"]
-KILLED += ["data.batch_size=1", "trainer.devices=2", "trainer.strategy=ddp"]
+KILLED += [PATH]
+KILLED += ["data.batch_size=1", "trainer.devices=2", "trainer.strategy=ddp", "trainer.accumulate_grad_batches=2"]
+KILLED += ["adversary.generator_start_step=1"]
 MOMENTS = [Moment("save", 2), Moment("discriminators", 4, rank=1), Moment("optimizer", 6)]
 
 
@@ -211,7 +223,8 @@ def test_two_ranks_killed_again_and_again_equal_two_left_alone(given: Path, tmp_
 
 def test_two_ranks_are_one_with_twice_the_batch(given: Path, tmp_path: Path) -> None:
     """To float32's error, noise included; without the deviation within a batch, which a rank's discriminator sees alone."""
-    own = full(given, "optimizer.eps=1", "optimizer.lr=0.1", "adversary.discriminators.image.network.stddev_group=1")
+    own = full(given, "optimizer.eps=1", "optimizer.lr=0.1", "adversary.discriminators.image.network.stddev_group=1", PATH)
+    own += ["adversary.discriminators.image.loss.terms.r1.every_n_steps=2"]
     shared = ["data.batch_size=1", "trainer.devices=2", "trainer.strategy=ddp"]
     for folder, more in (("one", []), ("two", shared), ("other", ["seed=1"])):
         attempt = Attempt(tmp_path / folder, [*own, *more])
@@ -220,6 +233,7 @@ def test_two_ranks_are_one_with_twice_the_batch(given: Path, tmp_path: Path) -> 
         {
             **part(tmp_path / folder / "runs" / "run", "network."),
             **part(tmp_path / folder / "runs" / "run", "adversary.discriminators."),
+            **part(tmp_path / folder / "runs" / "run", "loss."),
         }
         for folder in ("one", "two", "other")
     ]
@@ -235,6 +249,23 @@ def network() -> GFPGANv1:
     return GFPGANv1(
         **PRIOR, resample_kernel=[1, 3, 3, 1], lr_mlp=0.01, fix_decoder=True, different_w=True, sft_half=True
     ).train()
+
+
+def test_a_part_is_cut_from_hqs_where_there_are_other_clean_faces() -> None:
+    rng = torch.Generator().manual_seed(0)
+    hq, real, fake = torch.rand(3, 2, 3, SIDE, SIDE, generator=rng).unbind()
+    components = torch.tensor([[[12, 15, 2.5], [20, 15.5, 2], [16.5, 23, 4]]]).expand(2, -1, -1)
+    batch: Any = {"hq": hq, "real": real, "components": components}
+    nothing: dict[str, Any] = {"optimizer": None, "schedule": None, "ckpt": None}
+    loss = LossSet(terms={"gan": Discriminate(weight=1.0, kind="vanilla")})
+    part_ = Part(component="mouth", side_px=12, eye_enlarge=1.4)
+    of_part = Discriminator(network=torch.nn.Identity(), part=part_, loss=loss, **nothing)
+    judged = of_part.judge(1, batch, fake)
+    box = boxes_of(components, eye_enlarge=1.4)[:, 2]
+    assert torch.equal(judged["real_logits"], cut(hq, box, 12))
+    assert torch.equal(judged["fake_logits"], cut(fake, box, 12))
+    whole = Discriminator(network=torch.nn.Identity(), part=None, loss=loss, **nothing)
+    assert torch.equal(whole.judge(1, batch, fake)["real_logits"], real)
 
 
 def test_noise_follows_from_the_sample_alone() -> None:
@@ -253,21 +284,30 @@ def test_noise_follows_from_the_sample_alone() -> None:
 
 def test_path_length_by_hand() -> None:
     """Of restored = scale * latent, each pixel of one value alone, the length is scale * |noise| / side."""
-    latent = torch.rand(3, 1, 4 * 4 * 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    latent = torch.rand(3, 1, 4 * 4 * 3, generator=torch.Generator().manual_seed(0))
     scale = torch.tensor([1.0, 2.0, 3.0], requires_grad=True)
     term = PathLength(weight=2.0, every_n_steps=4, decay=0.5)
     assert [term.weight_at(update) for update in range(1, 6)] == [None, None, None, 8, None]
-    restored = (scale[:, None, None] * latent).view(3, 3, 4, 4)
-    torch.manual_seed(1)
-    loss = term(restored=restored, latent=latent)
-    torch.manual_seed(1)
-    lengths = scale * torch.randn(3, 48).norm(dim=1) / 4
-    mean = 0.5 * lengths.mean().detach()
-    torch.testing.assert_close(loss, (lengths - mean).square().mean())
-    torch.testing.assert_close(term.mean_length, mean)
-    (slope,) = torch.autograd.grad(loss, scale)
-    (wanted,) = torch.autograd.grad((lengths - mean).square().mean(), scale)
-    torch.testing.assert_close(slope, wanted)
+    noises = {seed: torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(seed ^ 1)).norm() for seed in (5, 6, 7)}
+    lengths = scale * torch.stack(list(noises.values())) / 4
+
+    def loss(part: slice) -> Tensor:
+        term.sample_seeds = list(noises)[part]
+        own = latent[part].detach().requires_grad_()
+        return term(restored=(scale[part, None, None] * own).view(-1, 3, 4, 4), latent=own)
+
+    torch.testing.assert_close(loss(slice(3)), lengths.square().mean())
+    term.after_update(skipped=False)
+    torch.testing.assert_close(term.mean_length, 0.5 * lengths.mean().detach())
+    wanted = (lengths - term.mean_length).square().mean()
+    made = loss(slice(3))
+    torch.testing.assert_close(made, wanted)
+    torch.testing.assert_close(*(torch.autograd.grad(each, scale, retain_graph=True)[0] for each in (made, wanted)))
+    term.after_update(skipped=True)
+    torch.testing.assert_close(term.mean_length, 0.5 * lengths.mean().detach())
+    loss(slice(2)), loss(slice(2, 3))  # accumulated: one update of three samples
+    term.after_update(skipped=False)
+    torch.testing.assert_close(term.mean_length, 0.75 * lengths.mean().detach())
 
 
 def test_gfpgan_has_the_second_derivative_that_path_length_takes() -> None:
@@ -304,13 +344,17 @@ def test_identity_of_gfpgan_is_an_l1() -> None:
 
 
 def test_a_bilinear_run_is_exported_as_a_clean_file(given: Path, cli: Cli, tmp_path: Path) -> None:
-    own = ["network.resample_kernel=null", "network.fix_decoder=false", "init.prior=null", "init.required=false"]
-    code, printed = cli(*full(given, *own, "trainer.max_steps=1"))
+    """And begins as one: with a learning rate of nearly nothing, what goes out is what came in."""
+    own = ["network.resample_kernel=null", "network.fix_decoder=false", "init.prior=null", f"init.ckpt={given}/clean.pth"]
+    code, printed = cli(*full(given, *own, "trainer.max_steps=1", "optimizer.lr=1e-9"))
     assert code == 0, printed
     official.export(tmp_path / "runs" / "run", tmp_path / "clean.pth", "official")
     trained: Any = official.build(tmp_path / "runs" / "run")
     lq = torch.rand(1, 3, SIDE, SIDE)
     with torch.no_grad():
-        torch.testing.assert_close(
-            official.build(tmp_path / "clean.pth")(lq).restored, to_clean(trained)(lq).restored, rtol=0, atol=1e-6
-        )
+        wanted = official.build(given / "clean.pth")(lq).restored
+        for network in (trained, to_clean(trained), official.build(tmp_path / "clean.pth")):
+            torch.testing.assert_close(network(lq).restored, wanted, rtol=0, atol=1e-4)
+    code, printed = cli(*full(given, "init.prior=null", f"init.ckpt={given}/clean.pth", "name=kernel"))
+    assert code == 1
+    assert "does not fit GFPGANv1" in printed, "a network with a kernel has no clean form"
