@@ -114,7 +114,8 @@ class Ours:
             self.network.to(memory_format=torch.channels_last)
         self.network.to(device)
         self.diffusion.to(device)
-        self.text_encoder.to(device)
+        if peer:
+            self.text_encoder.to(device)
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-4, fused=not peer)
         self.moments: Tensor | None = None
         self.device = device
@@ -122,7 +123,7 @@ class Ours:
     def loss(self, hq: Tensor, lq: Tensor) -> Tensor:
         from train.control import SampleDraws
 
-        given = self.diffusion.example(hq, lq, SampleDraws(0, range(len(hq))), self.moments)
+        given = self.diffusion.examples(hq, lq, SampleDraws(0, range(len(hq))), self.moments)
         return F.mse_loss(self.diffusion.predict(self.network, given), given.target)
 
     def __call__(self, hq: Tensor, lq: Tensor) -> float:
@@ -148,7 +149,7 @@ class Theirs(Ours):
             condition = backbone.mode(backbone.moments(self.diffusion.stage1(lq)))
             tokens = tokens_of([""] * len(hq), None, self.text_encoder.config).to(hq.device)
             text = self.text_encoder(tokens).last_hidden_state
-        timesteps, noise = draws.timesteps().to(hq.device), draws(clean)
+        timesteps, noise = draws.timesteps(len(self.schedule.betas)).to(hq.device), draws(clean)
         noisy = self.schedule.noised(clean, timesteps, noise)
         predicted = backbone(noisy, timesteps, text, self.network(noisy, timesteps, text, condition))
         return F.mse_loss(predicted, noise)

@@ -71,7 +71,7 @@ class Latents:
                 if opened.metadata()["checksum"] == str(checksum(hq)):
                     moments: Tensor = opened.get_tensor("moments")
                     return moments
-            reason = f"{file} is of other pixels than {name}"
+            reason = f"{file} is of other pixels than {name}: "
         except (OSError, SafetensorError, KeyError) as error:
-            reason = f"{file}, the latent of {name}, can't be read ({error})"
-        raise ValueError(f"{reason}: run python -m data.prepare latents on data.root again, or set data.latents=null")
+            reason = f"{file}, the latent of {name}, can't be read ({error}): delete it and "
+        raise ValueError(f"{reason}run python -m data.prepare latents on data.root again, or set data.latents=null")

@@ -214,6 +214,10 @@ class FaceData(LightningDataModule):
                 f"degradation.device=gpu with trainer.precision={precision} would degrade images of half precision: set "
                 "degradation.device=cpu, or a mixed precision"
             )
+        if self.faces.latents is not None and precision in ("bf16-true", "16-true"):
+            raise ValueError(
+                f"trainer.precision={precision} would round data.latents: set a mixed precision, or data.latents=null"
+            )
         if self.faces.components is not None and precision == "bf16-true":
             raise ValueError(
                 "trainer.precision=bf16-true would round data.components to 2 px: set bf16-mixed, or data.components=null"

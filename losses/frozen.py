@@ -23,15 +23,15 @@ class Frozen(nn.Module):
                 f"the frozen network {type(network).__name__} has no trained weights, and random ones teach nothing: give it "
                 "through models.weights.pretrained, as conf/loss/mse_lpips_id.yaml does"
             )
-        self._network = (network.eval().requires_grad_(False),)  # a tuple, so that it is not registered as a submodule
+        self.frozen = (network.eval().requires_grad_(False),)  # a tuple, so that it is not registered as a submodule
 
     def forward(self, *inputs: Tensor) -> Any:
-        weight = next(self._network[0].parameters(), None)
+        weight = next(self.frozen[0].parameters(), None)
         if weight is not None:  # under autocast images come in half precision, and with a -true precision the weights are in it
             inputs = tuple(each.to(weight.dtype) for each in inputs)
         with torch.autocast(inputs[0].device.type, enabled=False):
-            return self._network[0](*inputs)
+            return self.frozen[0](*inputs)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self._network[0]._apply(fn, recurse)
+        self.frozen[0]._apply(fn, recurse)
         return super()._apply(fn, recurse)

@@ -38,7 +38,7 @@ class Guidance:
         if self.space not in get_args(Space):
             raise ValueError(f"guidance space={self.space}: give {' or '.join(get_args(Space))}")
         if self.space == "latent" and self.weighted:
-            raise ValueError("guidance weighted=true with space=latent: the weights are of an image's edges; take space=rgb")
+            raise ValueError("g_loss=w_mse with g_space=latent: its weights are of an image's edges; take g_space=rgb")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,8 @@ class DiffBIR:
     @torch.no_grad()
     def text(self) -> tuple[Tensor, Tensor]:
         """Features of the positive and of the negative prompt, each (1, 77, c). Raises ValueError: there is no tokenizer."""
-        positive, negative = self.diffusion.text([self.positive, self.negative]).split(1)
+        guides = self.scale != 1 or self.rescale  # else nothing looks at the negative prompt
+        positive, negative = self.diffusion.text([self.positive, self.negative if guides else ""]).split(1)
         return positive, negative
 
     @torch.no_grad()

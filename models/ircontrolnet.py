@@ -117,6 +117,10 @@ class IRControlNet(nn.Module):
 
         Raises:  ValueError: a UNet of another form, such as one of SD 1.5; the network is left as it was.
         """
+        self.load_state_dict(self.encoder_of(unet), strict=False)
+
+    def encoder_of(self, unet: nn.Module) -> dict[str, Tensor]:
+        """What `copy_encoder` takes over, under our names. Raises ValueError: a UNet of another form."""
         config: Any = unet.config
         state = ldm.to_official(unet.state_dict(), ldm.unet_names(config), "the UNet")
         entry = "input_blocks.0.0.weight"
@@ -128,12 +132,17 @@ class IRControlNet(nn.Module):
             if key not in state or state[key].shape != value.shape
         ]
         extra = [key for key in state if key.startswith(("time_embed", "input_blocks", "middle_block")) and key not in own]
+        heads = config["attention_head_dim"]  # diffusers keeps the number of heads under this name
+        heads = [heads] * len(config["block_out_channels"]) if isinstance(heads, int) else heads
+        widths = {width // count for width, count in zip(config["block_out_channels"], heads, strict=True)}
+        if not odd and widths != {self.num_head_channels}:
+            odd = [f"attention heads of {sorted(widths)} channels, here num_head_channels={self.num_head_channels}"]
         if odd or extra:
             raise ValueError(
                 f"the UNet is of another form than the control network: {len(odd + extra)} keys differ, first "
                 f"{(odd + extra)[0]}; take Stable Diffusion 2.1-base, or network.* of this UNet{ldm.hint_of_sd1(config)}"
             )
-        self.load_state_dict({key: state[key] for key in own}, strict=False)
+        return {key: state[key] for key in own}
 
 
 def to_diffusers(network: IRControlNet) -> nn.Module:

@@ -130,8 +130,8 @@ def _open_pickle(path: Path) -> tuple[object, Arguments | None]:
     try:
         with torch.serialization.safe_globals(_stand_ins(path)):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except OSError:
-        raise
+    except OSError as error:  # of a file cut short too
+        raise OSError(f"{path} can't be read ({error.strerror or error}): is it whole, and yours to read?") from error
     except Exception as error:  # damaged bytes raise nearly anything
         if isinstance(error, pickle.UnpicklingError) and (code := re.search(r"GLOBAL ([\w.]+)", str(error))):
             raise CheckpointError(

@@ -105,7 +105,7 @@ def ddim_schedule(schedule: NoiseSchedule, steps: int) -> DDIMSchedule:
     """
     if not 1 <= steps <= TIMESTEPS // 2:
         raise ValueError(f"steps={steps}: DDIM takes 1 to {TIMESTEPS // 2}")
-    timesteps = list(range(1, TIMESTEPS + 1, TIMESTEPS // steps))
+    timesteps = list(range(1, TIMESTEPS, TIMESTEPS // steps))
     a = schedule.alphas_cumprod[timesteps]
     return DDIMSchedule(timesteps, a, torch.cat([schedule.alphas_cumprod[:1], a[:-1]]))
 

@@ -3,7 +3,8 @@
 import hashlib
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, NamedTuple
+from dataclasses import replace
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +19,11 @@ from models import official
 from train.regression import RegressionTask
 from train.task import Decay, outputs
 from train.validation import Validation
+
+Precision = (
+    Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64-true", "32", "bf16", "16", "64", 32, 16, 64]
+    | Literal["transformer-engine", "transformer-engine-float16"]
+)
 
 
 class FirstStage(nn.Module):
@@ -96,12 +102,13 @@ class Diffusion(nn.Module):
         noise: Any,
         stage1: FirstStage,
         sampler: Callable[..., Callable[..., Tensor]],
-        precision: str | int,
+        precision: Precision,
         channels_last: bool,
     ) -> None:
         super().__init__()
         self.noise, self.sampler, self.channels_last = noise, sampler, channels_last
-        self.fingerprint, self.autoencoder = digest_of(backbone.unet, backbone.vae, stage1), digest_of(backbone.vae)
+        self.fingerprint = digest_of(backbone.unet, backbone.vae, backbone.text_encoder, stage1)
+        self.autoencoder = digest_of(backbone.vae)
         options = getattr(sampler, "keywords", {})
         backbone.keep_texts(list(dict.fromkeys(["", options.get("positive", ""), options.get("negative", "")])))
         if str(precision).startswith("bf16"):
@@ -109,18 +116,18 @@ class Diffusion(nn.Module):
         if channels_last:
             backbone.to(memory_format=torch.channels_last)
         stage1.eval().requires_grad_(False)
-        self._frozen = (backbone, stage1)  # a tuple, so that they are not registered as submodules
+        self.frozen = (backbone, stage1)  # a tuple, so that they are not registered as submodules
 
     @property
     def backbone(self) -> Any:
-        return self._frozen[0]
+        return self.frozen[0]
 
     @property
     def stage1(self) -> FirstStage:
-        return self._frozen[1]
+        return self.frozen[1]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Diffusion":
-        for network in self._frozen:
+        for network in self.frozen:
             network._apply(fn, recurse)
         return super()._apply(fn, recurse)
 
@@ -153,22 +160,35 @@ class Diffusion(nn.Module):
         return self.second_stage(control)(self.stage1(lq), draws)
 
     @torch.no_grad()
-    def check(self, size: int, device: torch.device) -> None:
-        """Tries every frozen network once, on a grey image. Raises ValueError: one of them is not what it should be."""
+    def check(self, control: nn.Module, sizes: set[int], device: torch.device) -> None:
+        """Tries every network once, on a grey image of each side. Raises ValueError: one of them is not what it should be."""
         self.backbone.check_prediction(self.noise.prediction)
-        image = torch.full((1, 3, size, size), 0.5, device=device)
+        for size in sorted(sizes):
+            self._check(control, torch.full((1, 3, size, size), 0.5, device=device))
+
+    def _check(self, control: nn.Module, image: Tensor) -> None:
+        size = image.shape[-1]
         first = self.stage1(image)
         if first.shape != image.shape:
             raise ValueError(
                 f"init.stage1={self.stage1.path} makes {tuple(first.shape[-2:])} of {size}x{size}: give a restorer that keeps "
                 "the size"
             )
-        for what, values in (
-            (f"a restoration of init.stage1={self.stage1.path}", first),
-            ("a latent of init.stable_diffusion", self.backbone.moments(first)),
+        steps = replace(self.second_stage(control), steps=2)  # type: ignore[type-var]
+        latent: Callable[[], Tensor] = lambda: self.backbone.mode(self.backbone.moments(first))  # noqa: E731
+        for what, made in (
+            (f"a restoration of init.stage1={self.stage1.path}", lambda: first),
+            ("a latent of init.stable_diffusion", latent),
+            ("an image of init.stable_diffusion's autoencoder", lambda: self.backbone.decode(latent())),
+            ("a residual of the control network (init.ckpt)", lambda: self._residuals(control, latent())),
+            ("a sample of the second stage", lambda: steps(first, SampleDraws(0, [0]))),
         ):
-            if not values.isfinite().all():
+            if not made().isfinite().all():
                 raise ValueError(f"{what} is not finite: check its weights, or take a wider trainer.precision")
+
+    def _residuals(self, control: nn.Module, latent: Tensor) -> Tensor:
+        text, timesteps = self.backbone.text([""]), torch.zeros(1, dtype=torch.int64, device=latent.device)
+        return torch.stack([each.float().sum() for each in control(latent, timesteps, text, latent)])
 
 
 def digest_of(*networks: nn.Module) -> str:
@@ -205,6 +225,11 @@ class ControlTask(RegressionTask):
         control: Any = network
         if not hasattr(control, "copy_encoder"):
             raise ValueError(f"{type(network).__name__} controls no diffusion model: task=control is for network=ircontrolnet")
+        if control.hint_channels != control.in_channels:
+            raise ValueError(
+                f"network.hint_channels={control.hint_channels}: the condition is a latent, of as many channels as "
+                f"network.in_channels={control.in_channels}"
+            )
         control.copy_encoder(diffusion.backbone.unet)
         if control.gradient_checkpointing:
             diffusion.backbone.unet.enable_gradient_checkpointing()  # its decoder keeps activations for the control network too
@@ -231,7 +256,8 @@ class ControlTask(RegressionTask):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        self.diffusion.check(self.config["data"]["size"], self.device)
+        sizes = {self.config["data"]["size"], self.config["data"]["val_size"] or self.config["data"]["size"]}
+        self.diffusion.check(self.validated_network, sizes, self.device)
         latents = getattr(getattr(self.trainer, "datamodule", None), "latents", None)
         if latents is not None and latents.autoencoder != self.diffusion.autoencoder:
             raise ValueError(

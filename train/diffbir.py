@@ -116,6 +116,20 @@ def number(text: str) -> float:
     return found
 
 
+def not_negative(text: str) -> float:
+    """Raises ValueError: no such number."""
+    if (found := number(text)) < 0:
+        raise ValueError(text)
+    return found
+
+
+def at_least_one(text: str) -> int:
+    """Raises ValueError: no such number."""
+    if (found := int(text)) < 1:
+        raise ValueError(text)
+    return found
+
+
 def choice(*names: str) -> tuple[Callable[[str], str], str]:
     return {name: name for name in names}.__getitem__, " or ".join(names)
 
@@ -123,8 +137,10 @@ def choice(*names: str) -> tuple[Callable[[str], str], str]:
 READERS: dict[str, tuple[Callable[[str], Any], str]] = {  # as in train/restore.py
     **dict.fromkeys(("stage2", "sd", "tokenizer"), (os.path.expanduser, "a path")),
     **dict.fromkeys(("zero_snr", "rescale_cfg", "cldm_tiled"), ({"true": True, "false": False}.__getitem__, "true or false")),
-    **dict.fromkeys(("cfg", "strength", "g_scale"), (number, "a number")),
-    **dict.fromkeys(("steps", "noise_aug", "g_t_start", "g_t_stop", "g_repeat", "seed"), (int, "a whole number")),
+    "cfg": (number, "a number"),
+    **dict.fromkeys(("strength", "g_scale"), (not_negative, "a number of 0 or more")),
+    **dict.fromkeys(("steps", "noise_aug", "g_t_start", "g_t_stop", "seed"), (int, "a whole number")),
+    "g_repeat": (at_least_one, "a whole number from 1 on"),
     **dict.fromkeys(("cldm_tile_size", "cldm_tile_stride"), (int, "a whole number of pixels")),
     "version": choice(*VERSIONS),
     "prediction": choice("eps", "v"),
@@ -191,11 +207,16 @@ def second_stage(
         else None,
     )
     diffusion = load(options.sd, prediction=options.prediction, tokenizer=options.tokenizer)
+    try:
+        control.encoder_of(diffusion.unet)
+    except ValueError as error:
+        raise ValueError(f"stage2={options.stage2} is not for sd={options.sd}: {error}") from error
     dtype = torch.bfloat16 if bf16 else torch.float32
     control, diffusion = control.to(device, dtype), diffusion.to(device, dtype)
     check_prediction(diffusion, options.prediction)
     stage = replace(stage, control=control, diffusion=diffusion)
-    _ = stage.text  # raises for prompts without a tokenizer
+    _ = stage.text  # computed once; raises for prompts without a tokenizer
+    diffusion.text_encoder = None  # its memory is for the images
 
     def steps(states: Any) -> Any:
         return iter(tqdm(states, total=options.steps, unit="step", leave=False, disable=not sys.stderr.isatty()))

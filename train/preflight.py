@@ -156,7 +156,9 @@ def report(
     state = [value for each in states for value in each.values() if isinstance(value, Tensor)]
     network, ema = _bytes(task.network.state_dict().values()), _bytes(task.ema.state_dict().values()) if task.ema else 0
     gradients, optimizer = _bytes(trained(trainer)), _bytes(state)
-    others = _bytes([*task.parameters(), *task.buffers()]) - _bytes([*task.network.parameters(), *task.network.buffers()]) - ema
+    frozen = [each for module in task.modules() for each in getattr(module, "frozen", ())]  # losses/frozen.py, train/control.py
+    others = _bytes(value for each in (task, *frozen) for value in (*each.parameters(), *each.buffers()))
+    others -= _bytes([*task.network.parameters(), *task.network.buffers()]) + ema
     peak = ""
     if (device := trainer.strategy.root_device).type == "cuda":
         peak = f"; measured peak {_size(torch.cuda.max_memory_allocated())} of {_size(torch.cuda.mem_get_info(device)[1])}"

@@ -133,6 +133,8 @@ class Encoded:
         image = to_tensor(photo)[None].to(self.device)
         with torch.no_grad():
             moments = autoencoder_of(self.load, self.stable_diffusion, self.device).moments(image)[0].cpu()
+        if not moments.isfinite().all():
+            raise Unusable(f"{self.source.name(number)} has a latent that is not finite: is stable_diffusion= whole?")
         write_bytes(self.out / self.files[path], save({"moments": moments.contiguous()}, {"checksum": str(checksum(photo))}))
         return {"outputs": [self.files[path]]}
 

@@ -111,7 +111,7 @@ def test_lpips_has_the_backbone_that_it_is_given(alexnet: dict[str, torch.Tensor
     assert b.grad.abs().sum() > 0
     assert not list(term.parameters())
     assert not term.state_dict()
-    inside = term.metric._network[0].net.state_dict()["slice2.3.weight"]
+    inside = term.metric.frozen[0].net.state_dict()["slice2.3.weight"]
     assert torch.equal(inside, alexnet["features.3.weight"])
     summed = LPIPS(weight=1, net="alex", reduction="sum", backbone=lambda: alexnet)
     assert summed(b, a).item() == pytest.approx(2 * distance.item())

@@ -149,6 +149,13 @@ def test_impossible_numbers_of_steps(name: str, steps: int) -> None:
         next(SAMPLERS[name](of_gaussian(V, 0, 1), V, randn(1, 4, 2, 2), steps, drawn_from(generator())))
 
 
+@pytest.mark.parametrize("steps", [1, 3, 37, 111, 333, 500])
+def test_ddim_with_any_number_of_steps(steps: int) -> None:
+    """1000 // steps apart from 1 on: where that comes to 1000, there is no such timestep."""
+    *_, last = SAMPLERS["ddim"](of_gaussian(EPS, 0, 1), EPS, randn(1, 4, 2, 2), steps, drawn_from(generator()))
+    assert last.isfinite().all()
+
+
 def test_guidance_scale() -> None:
     assert guidance_scale(4, 0, False) == guidance_scale(4, 999, False) == 4
     assert guidance_scale(6, 999, True) == 1

@@ -266,8 +266,14 @@ def test_every_weight_of_stable_diffusion_has_an_official_name() -> None:
 # Files ----------------------------------------------------------------------------------------------------------------
 
 
-def write_folder(path: Path, *, prediction_type: str = "epsilon", unet: dict[str, Any] | None = None) -> Path:
-    diffusion = toy()
+def write_folder(
+    path: Path,
+    *,
+    prediction_type: str = "epsilon",
+    unet: dict[str, Any] | None = None,
+    diffusion: StableDiffusion | None = None,
+) -> Path:
+    diffusion = diffusion or toy()
     diffusion.unet.save_pretrained(path / "unet")
     diffusion.vae.save_pretrained(path / "vae")
     diffusion.text_encoder.save_pretrained(path / "text_encoder")
@@ -646,7 +652,7 @@ def test_settings_that_do_not_go_together(changes: dict[str, Any], says: str) ->
     ("changes", "says"),
     [
         ({"space": "pixel"}, "guidance space=pixel: give rgb or latent"),
-        ({"space": "latent"}, "weighted=true with space=latent"),
+        ({"space": "latent"}, "g_loss=w_mse with g_space=latent"),
     ],
 )
 def test_guidance_that_does_not_exist(changes: dict[str, Any], says: str) -> None:

@@ -152,7 +152,7 @@ def lpips_filled(case: Case) -> LPIPS:
     trunk = {f"features.{key.split('.', 3)[3]}": value for key, value in filled.items() if ".slice" in key}
     term = LPIPS(weight=1.0, net="vgg", reduction="mean", backbone=lambda: trunk, imagenet_first=True)
     heads = {key.removeprefix("perceptual."): value for key, value in filled.items() if ".lin" in key}
-    (metric,) = term.metric._network
+    (metric,) = term.metric.frozen
     metric.load_state_dict(metric.state_dict() | heads | {k.replace("lin", "lins.", 1): v for k, v in heads.items()})
     return term
 

@@ -1,5 +1,6 @@
 """IRControlNet's training at toy size, on a Stable Diffusion whose UNet tells noise as the real one does."""
 
+import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -73,8 +75,9 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with photographs/, sd/ (a diffusers folder) and stage1 (runs/stage1, a SwinIR of two updates)."""
     folder = tmp_path_factory.mktemp("given")
     write_photographs(folder / "photographs", size=48)
-    tell_noise(toy())
-    write_folder(folder / "sd")
+    backbone = copy.deepcopy(toy())  # which other tests have too
+    tell_noise(backbone)
+    write_folder(folder / "sd", diffusion=backbone)
     from train.cli import main
 
     with pytest.MonkeyPatch.context() as patched:
@@ -339,6 +342,15 @@ def test_another_first_stage_is_refused_when_a_run_goes_on(given: Path, command:
     code, printed = command(main, *arguments(given, "init.stage1=stage1.ckpt", "trainer.max_steps=4"))
     assert code == 1
     assert "init.stable_diffusion or init.stage1 holds other weights than when this run began" in printed
+    sd = shutil.copytree(given / "sd", tmp_path / "sd")
+    own = arguments(given, "init.stable_diffusion=sd", "name=another")
+    assert command(main, *own)[0] == 0
+    (file,) = (sd / "text_encoder").glob("*.safetensors")
+    (key,) = (key for key in load_file(file) if key.endswith("final_layer_norm.bias"))
+    save_file(load_file(file) | {key: load_file(file)[key] + 1e-3}, file, {"format": "pt"})
+    code, printed = command(main, *own, "trainer.max_steps=4")
+    assert code == 1
+    assert "init.stable_diffusion or init.stage1 holds other weights than when this run began" in printed
 
 
 def spoiled(given: Path, folder: Path, what: str) -> list[str]:
@@ -352,12 +364,18 @@ def spoiled(given: Path, folder: Path, what: str) -> list[str]:
             arguments = {"m_elan": 2, "c_elan": 15, "n_share": 0, "r_expand": 2, "window_sizes": [4, 8, 16]}
             torch.save(ELAN(scale=2, **arguments).state_dict(), folder / "bad.ckpt")
         return ["init.stage1=bad.ckpt"]
+    if what == "control NaN":
+        state = control().state_dict()
+        state["middle_block.0.in_layers.2.bias"][0] = float("nan")
+        torch.save(state, folder / "bad.ckpt")
+        return ["init.ckpt=bad.ckpt"]
     sd = shutil.copytree(given / "sd", folder / "sd")
     if what == "no text encoder":
         shutil.rmtree(sd / "text_encoder")
-    elif what == "autoencoder NaN":
+    elif what in ("encoder NaN", "decoder NaN"):
         file = sd / "vae" / "diffusion_pytorch_model.safetensors"
-        save_file(load_file(file) | {"encoder.conv_in.bias": torch.full((32,), float("nan"))}, file, {"format": "pt"})
+        bias = f"{what.partition(' ')[0]}.conv_in.bias"
+        save_file(load_file(file) | {bias: torch.full((32,), float("nan"))}, file, {"format": "pt"})
     elif what == "predicts v":
         file = sd / "unet" / "diffusion_pytorch_model.safetensors"
         save_file(load_file(file) | {"conv_out.weight": torch.randn(4, 64, 3, 3)}, file, {"format": "pt"})
@@ -382,11 +400,16 @@ def spoiled(given: Path, folder: Path, what: str) -> list[str]:
         ("2.1 at 768", "its UNet is made for images of 768 (Stable Diffusion 2.1, which predicts v); take 2.1-base"),
         ("no text encoder", "sd has no text_encoder/config.json"),
         ("predicts v", "the UNet predicts v, not eps (its output on pure noise has a cosine of"),
-        ("autoencoder NaN", "a latent of init.stable_diffusion is not finite: check its weights"),
+        ("encoder NaN", "a latent of init.stable_diffusion is not finite: check its weights"),
+        ("decoder NaN", "an image of init.stable_diffusion's autoencoder is not finite: check its weights"),
+        ("control NaN", "a residual of the control network (init.ckpt) is not finite: check its weights"),
         ("stage1 NaN", "a restoration of init.stage1=bad.ckpt is not finite: check its weights"),
         ("stage1 x2", "init.stage1=bad.ckpt makes (64, 64) of 32x32: give a restorer that keeps the size"),
         (["init.stage1=RUN"], "holds IRControlNet, which restores no images: give a restorer"),
         (["data.size=40"], "data.size=40: the latents of IRControlNet need a multiple of 16, such as data.size=32"),
+        (["network.hint_channels=3"], "network.hint_channels=3: the condition is a latent"),
+        (["network.num_head_channels=32"], "attention heads of [64] channels, here num_head_channels=32"),
+        (["diffusion.precision=narrow"], "diffusion.precision='narrow'"),
         (["network.context_dim=32"], "the UNet is of another form than the control network: 4 keys differ"),
         (["diffusion.noise.prediction=v"], "its scheduler says prediction_type=epsilon, but prediction=v is asked for"),
         (["diffusion.noise.zero_snr=true"], "prediction=eps with zero_snr=true"),
@@ -492,6 +515,14 @@ def test_latents_made_before_give_the_same_training(given: Path, command: Comman
     fly, before = networks(Path("runs/run")), networks(Path("runs/made"))
     for key, value in fly.items():
         torch.testing.assert_close(before[key], value, atol=1e-6, rtol=1e-3)
+    for file in Path("latents").glob("*.safetensors"):
+        with safe_open(file, framework="pt") as opened:
+            moments, metadata = opened.get_tensor("moments"), opened.metadata()
+        save_file({"moments": 2 * moments}, file, metadata)
+    code, printed = command(main, *own, "data.latents=latents", "name=doubled")
+    assert code == 0, printed
+    doubled = networks(Path("runs/doubled"))
+    assert any((doubled[key] - value).abs().max() > 1e-5 for key, value in before.items()), "the latents are what is trained on"
     code, printed = command(main, *own, *made, "data.hflip_prob=0.5", "resume=never")
     assert code == 1
     assert "which HQs are not with data.hflip_prob=0.5, where 0 is needed" in printed
