@@ -21,13 +21,13 @@ STORED = {
     "codeformer": 4,
     "degradations": 12,
     "elan": 2,
-    "gfpgan": 5,
+    "gfpgan": 6,
     "ircontrolnet": 10,
     "swinir": 3,
 }  # cases of each family in tests/golden
 STORED_MANIFESTS = 26
 
-ALL = [case for folder in folders() for case in cases_in(folder)]
+ALL = list({case.contents: case for folder in folders() for case in cases_in(folder)}.values())  # each once
 CASES = [case for case in ALL if not case.path.stem.startswith(("dist_", "keymap_"))]  # tests/models has the map of keys
 DISTRIBUTIONS = [case for case in ALL if case.path.stem.startswith("dist_")]
 MANIFESTS = [path for folder in folders() for path in manifests_in(folder)]
