@@ -11,7 +11,7 @@ import multiprocessing
 import sys
 from functools import partial
 from importlib import import_module
-from importlib.util import find_spec
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -91,7 +91,8 @@ def official(subject: str) -> nn.Module:
     operators = [import_module(f"basicsr.ops.{name}.{name}") for name in ("fused_act", "upfirdn2d")]
     without_cuda_operators(stylegan2_arch, *operators)
     if "gfpgan" not in sys.modules:
-        found = find_spec("gfpgan")
+        elsewhere = [path for path in sys.path if Path(path).resolve() != Path(__file__).parent.resolve()]  # not this file
+        found = PathFinder.find_spec("gfpgan", elsewhere)
         if found is None:
             sys.exit("gfpgan 1.3.8 is not here: uv pip install --no-deps --target DIR gfpgan==1.3.8, then PYTHONPATH=DIR")
         package = sys.modules["gfpgan"] = ModuleType("gfpgan")  # its own __init__ imports more than its networks
