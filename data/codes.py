@@ -11,9 +11,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch import Tensor
 
-from data.names import lacking, paths_of, rows_of
+from data.names import places_of
 from data.pickles import load
-from data.sources import Source, existing, first_few
+from data.sources import Source, existing
 
 NO_CODES = -1  # in place of the checksum of an image that could not be used
 
@@ -89,32 +89,13 @@ class Codes:
                 f"data.codes={file} is of images at {self.contents.size} px, and data.size={size}: make another one with "
                 f"python -m data.prepare codes size={size}, or set data.size={self.contents.size}"
             )
-        self.rows = self._rows(source)
+        names, count = self.contents.names, len(self.contents.orig)
+        self.rows = places_of(source, names, count=count, given=f"data.codes={file}", command="codes")
 
     @property
     def teacher(self) -> str | None:
         """Fingerprint of the network that made them; None: the file doesn't say."""
         return self.contents.teacher
-
-    def _rows(self, source: Source) -> np.ndarray:
-        """(n,): the place in the file of each image."""
-        paths, names, count = paths_of(source), self.contents.names, len(self.contents.orig)
-        if paths is None or names is None:
-            if len(source) != count:
-                raise ValueError(
-                    f"data.codes={self.file} is of {count} images and data.root holds {len(source)}, which have no names: make "
-                    "another one with python -m data.prepare codes"
-                )
-            return np.arange(count)
-        rows = rows_of(paths, names)
-        if rows is None:
-            lonely = lacking(paths, names)
-            said = f"{len(lonely)} are not in it ({first_few(lonely)})" if lonely else "several share a name"
-            raise ValueError(
-                f"data.codes={self.file} is of {count} other images than the {len(paths)} of data.root: {said}; make another "
-                "one with python -m data.prepare codes, or set data.codes=null"
-            )
-        return rows
 
     def of(self, index: int, mirrored: bool, hq: np.ndarray, name: str) -> Tensor:
         """(h, w) int64 of an image.

@@ -8,8 +8,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from data.codes import checksum
-from data.names import lacking, paths_of, rows_of
-from data.sources import Source, existing, first_few
+from data.names import places_of
+from data.sources import Source, existing
 
 INDEX = "latents.json"
 
@@ -37,27 +37,7 @@ class Latents:
                 f"data.latents={folder} is of images at {made_for} px, and data.size={size}: make another one with python -m "
                 f"data.prepare latents size={size}, or set data.size={made_for}"
             )
-        self.rows = self._rows(source, names)
-
-    def _rows(self, source: Source, names: list[str] | None) -> np.ndarray:
-        """(n,): the place in the folder of each image."""
-        paths, count = paths_of(source), len(self.files)
-        if paths is None or names is None:
-            if len(source) != count:
-                raise ValueError(
-                    f"data.latents={self.folder} is of {count} images and data.root holds {len(source)}, which have no names: "
-                    "make another one with python -m data.prepare latents"
-                )
-            return np.arange(count)
-        rows = rows_of(paths, names)
-        if rows is None:
-            lonely = lacking(paths, names)
-            said = f"{len(lonely)} are not in it ({first_few(lonely)})" if lonely else "several share a name"
-            raise ValueError(
-                f"data.latents={self.folder} is of {count} other images than the {len(paths)} of data.root: {said}; run python "
-                "-m data.prepare latents on data.root, or set data.latents=null"
-            )
-        return rows
+        self.rows = places_of(source, names, count=len(self.files), given=f"data.latents={folder}", command="latents")
 
     def of(self, index: int, hq: np.ndarray, name: str) -> Tensor:
         """(8, h, w) float32: mean and log variance of an image's latent, unscaled.

@@ -5,7 +5,7 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
-from data.sources import Named, Source
+from data.sources import Named, Source, first_few
 
 
 def paths_of(source: Source) -> list[str] | None:
@@ -37,3 +37,26 @@ def lacking(paths: list[str], names: list[str]) -> list[str]:
     """The paths that are among the names in no way."""
     known = {WAYS[-1](name) for name in names}
     return [path for path in paths if WAYS[-1](path) not in known]
+
+
+def places_of(source: Source, names: list[str] | None, *, count: int, given: str, command: str) -> np.ndarray:
+    """(n,): for each image of the source its place among the `count` that something was made of.
+
+    Args:    names: of these; None: they have none, as the rows of a table. given: key and value, such as data.codes=FILE.
+             command: what makes it, for the message.
+    Raises:  ValueError: images lack, or can't be told apart.
+    """
+    paths, way_out = paths_of(source), f"make another one with python -m data.prepare {command}"
+    if paths is None or names is None:
+        if len(source) != count:
+            raise ValueError(f"{given} is of {count} images and data.root holds {len(source)}, which have no names: {way_out}")
+        return np.arange(count)
+    rows = rows_of(paths, names)
+    if rows is None:
+        lonely = lacking(paths, names)
+        said = f"{len(lonely)} are not in it ({first_few(lonely)})" if lonely else "several share a name"
+        raise ValueError(
+            f"{given} is of {count} other images than the {len(paths)} of data.root: {said}; {way_out}, or set "
+            f"{given.partition('=')[0]}=null"
+        )
+    return rows
