@@ -26,10 +26,11 @@ def main() -> None:
     """Runs one training, or with -m (or a launcher) one for each combination; exit code 0 only when all of them ended well."""
     arguments = sys.argv[1:]
     if arguments[:1] == ["--resolved"]:  # a process that train/launch.py started
-        from train.launch import die_with_parent
+        from data.parent import end_with_parent
+        from train.launch import PARENT
         from train.signals import Signals
 
-        die_with_parent()
+        end_with_parent(int(os.environ[PARENT]))
         with Signals():  # from before the imports on
             train(json.loads(Path(arguments[1]).read_text()))
         return

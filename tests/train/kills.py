@@ -250,13 +250,13 @@ class Attempt:
         return True
 
 
-def wait_until_gone(cwd: Path, *, workers: bool, timeout_s: float = 15) -> float:
-    """Seconds until no process of a run works in the folder any more; without data workers, which look around every 5 s.
+def wait_until_gone(cwd: Path, timeout_s: float = 15) -> float:
+    """Seconds until no process of a run works in the folder any more, its data workers among them.
 
     Raises: TimeoutError: which ones stayed.
     """
     began = time.monotonic()
-    while left := [pid for pid in _working_in(cwd) if workers or _leads_a_session(pid)]:
+    while left := _working_in(cwd):
         if time.monotonic() - began > timeout_s:
             raise TimeoutError(f"processes {left} still run in {cwd}")
         time.sleep(0.02)
@@ -271,14 +271,6 @@ def _working_in(cwd: Path) -> list[int]:
             if (process / "cwd").readlink() == cwd.resolve():
                 found.append(int(process.name))
     return found
-
-
-def _leads_a_session(pid: int) -> bool:
-    """True of a launching process and of a rank."""
-    try:
-        return os.getsid(pid) == pid
-    except ProcessLookupError:
-        return False
 
 
 def draw_moments(rng: random.Random, count: int, ranks: int) -> list[Moment]:
@@ -304,7 +296,7 @@ class Killed:
 
     kinds: list[str] = field(default_factory=list)  # of the kills that happened
     moments: list[str] = field(default_factory=list)
-    outlived_s: float = 0.0  # the longest that a rank lived on after the process that was killed
+    outlived_s: float = 0.0  # the longest that another process lived on after the process that was killed
 
 
 def kill_and_finish(cwd: Path, argv: list[str], moments: Sequence[Moment | float], *, cold: bool = False) -> Killed:
@@ -320,7 +312,7 @@ def kill_and_finish(cwd: Path, argv: list[str], moments: Sequence[Moment | float
             killed.kinds.append("any time")
             killed.moments.append(f"SIGKILL {moment:.2f} s after it began to train")
         code = attempt.wait()
-        killed.outlived_s = max(killed.outlived_s, wait_until_gone(cwd, workers=False))
+        killed.outlived_s = max(killed.outlived_s, wait_until_gone(cwd))
         if inside and (struck := attempt.struck):
             killed.kinds.append(PHASES[inside.phase][0])
             killed.moments.append(f"{inside}: came at {struck['at']}")
@@ -330,7 +322,6 @@ def kill_and_finish(cwd: Path, argv: list[str], moments: Sequence[Moment | float
         last_words = "resource_sharer.py" in attempt.printed  # of a data worker whose process was killed as it fetched a batch
         assert last_words or "Traceback" not in attempt.printed, attempt.printed
     assert code == 0, attempt.printed
-    wait_until_gone(cwd, workers=True)
     return killed
 
 

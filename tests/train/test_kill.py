@@ -2,6 +2,7 @@
 
 import random
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -137,7 +138,27 @@ def test_ranks_end_when_their_launcher_is_killed_at_once(tmp_path: Path) -> None
         time.sleep(0.001)
     launcher.kill()
     launcher.wait()
-    assert wait_until_gone(tmp_path, workers=True) < 5, f"{started} went on to import torch"
+    assert wait_until_gone(tmp_path) < 5, f"{started} went on to import torch"
+
+
+def test_a_data_worker_ends_whose_process_was_killed_before_torch_looks_out_for_it(tmp_path: Path) -> None:
+    code = f"""
+import os, signal, sys, time
+sys.path.insert(0, {str(ROOT)!r})
+from torch.utils.data import DataLoader
+from data.module import one_thread
+
+def init(worker):
+    parent = os.getppid()
+    os.kill(parent, signal.SIGKILL)
+    while os.getppid() == parent:
+        time.sleep(0.001)
+    one_thread(worker)
+
+next(iter(DataLoader([0], num_workers=1, worker_init_fn=init)))
+"""
+    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path).returncode == -signal.SIGKILL
+    assert wait_until_gone(tmp_path) < 5
 
 
 def test_wandb_shows_one_curve(photographs: Path, tmp_path: Path) -> None:
@@ -208,7 +229,7 @@ def test_one_rank_that_fails_ends_the_command_with_its_error(phase: str, deed: s
     attempt = Attempt(tmp_path, TWO.command(photographs), moment=Moment(phase, 1, rank=1, deed=deed))
     assert attempt.wait() == 1
     assert time.time() - (tmp_path / "struck.jsonl").stat().st_mtime < 45
-    wait_until_gone(tmp_path, workers=True)
+    wait_until_gone(tmp_path)
     errors = [line for line in attempt.printed.splitlines() if "rror" in line]
     assert errors == (["error: injected"] if deed == "ValueError" else ["RuntimeError: injected"]), attempt.printed
     assert attempt.printed.count("Traceback") == (deed == "RuntimeError")
@@ -236,7 +257,7 @@ def test_an_image_that_one_rank_cannot_read(workers: int, tmp_path: Path) -> Non
     assert len(errors) == 1, attempt.printed
     assert str(broken) in errors[0]
     assert "Traceback" not in attempt.printed
-    wait_until_gone(tmp_path, workers=True)
+    wait_until_gone(tmp_path)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
