@@ -43,10 +43,11 @@ TINY_TEXT: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 256, "num_
 TINY_CONTROL: dict[str, Any] = {"model_channels": 64, "channel_mult": [1, 1, 2, 2], "num_res_blocks": 1}
 
 ROWS: dict[str, dict[str, Any]] = {
-    "DiffBIR's": {"peer": True, "checkpointed": True, "latents": False},
-    "ours, with gradient checkpoints": {"peer": False, "checkpointed": True, "latents": False},
-    "ours": {"peer": False, "checkpointed": False, "latents": False},
-    "ours, latents of HQ made before": {"peer": False, "checkpointed": False, "latents": True},
+    "DiffBIR's": {"peer": True, "checkpointed": True, "made_before": 0},
+    "ours, with gradient checkpoints": {"peer": False, "checkpointed": True, "made_before": 0},
+    "ours": {"peer": False, "checkpointed": False, "made_before": 0},
+    "ours, latents of HQ made before": {"peer": False, "checkpointed": False, "made_before": 1},
+    "ours, latents of HQ and condition made before": {"peer": False, "checkpointed": False, "made_before": 2},
 }
 
 
@@ -107,6 +108,7 @@ class Ours:
             noise=self.schedule,
             stage1=swinir("theirs" if peer else "ours"),  # type: ignore[arg-type]
             sampler=DiffBIR,
+            noise_aug=0,
             precision="32-true" if device == "cpu" else "bf16-mixed",
             channels_last=not peer,
         )
@@ -117,13 +119,13 @@ class Ours:
         if peer:
             self.text_encoder.to(device)
         self.optimizer = torch.optim.AdamW(self.network.parameters(), lr=1e-4, fused=not peer)
-        self.moments: Tensor | None = None
+        self.moments: list[Tensor] = []  # made before: of HQ, and of the condition
         self.device = device
 
     def loss(self, hq: Tensor, lq: Tensor) -> Tensor:
         from train.control import SampleDraws
 
-        given = self.diffusion.examples(hq, lq, SampleDraws(0, range(len(hq))), self.moments)
+        given = self.diffusion.examples(hq, lq, SampleDraws(0, range(len(hq))), *self.moments)
         return F.mse_loss(self.diffusion.predict(self.network, given), given.target)
 
     def __call__(self, hq: Tensor, lq: Tensor) -> float:
@@ -162,8 +164,9 @@ def measured(
     kind: Callable[..., Ours] = Theirs if options["peer"] else Ours
     step = kind(tiny=tiny, checkpointed=options["checkpointed"], peer=options["peer"], device=device)
     hq, lq = image(batch, size, device), image(batch, size, device).flip(3)
-    if options["latents"]:
-        step.moments = step.diffusion.backbone.moments(hq)
+    seen = (lambda: hq, lambda: step.diffusion.stage1(lq))[: options["made_before"]]
+    with torch.no_grad():
+        step.moments = [step.diffusion.backbone.moments(made()) for made in seen]
     first, seconds = step(hq, lq), []
     for _ in range(repeats):
         start = time.perf_counter()

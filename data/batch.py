@@ -19,6 +19,7 @@ class Sample(TypedDict, total=False):
     target_codes: Tensor  # (h, w) int64
     components: Tensor  # (3, 3) float32
     hq_moments: Tensor  # (8, h / 8, w / 8) float32
+    condition_moments: Tensor  # (8, h / 8, w / 8) float32
     parameters: Parameters
     position: int
     unreadable: int
@@ -35,6 +36,7 @@ class Batch(TypedDict):
     target_codes: NotRequired[Tensor]  # (b, h, w) int64: codes of hq, where they were made before training (data.codes)
     components: NotRequired[Tensor]  # (b, 3, 3) float32: where hq's eyes and mouth are (data.components.Components.of)
     hq_moments: NotRequired[Tensor]  # (b, 8, h / 8, w / 8) float32: mean and log variance of hq's latent (data.latents)
+    condition_moments: NotRequired[Tensor]  # (b, 8, h / 8, w / 8) float32: of lq restored by stage 1 (data.condition_latents)
     position: Tensor  # (b,) int64: place in the run's endless order (training) or in the fixed set (validation)
     unreadable: Tensor  # (b,) int64: files passed over to fill this place; above 0 only with data.on_error=skip
 

@@ -160,14 +160,23 @@ def check_unmoved(file: str, moved: list[str]) -> None:
         )
 
 
-def check_unmirrored(folder: str, moved: list[str], hflip_prob: float, degradation: Degradation | None) -> None:
-    """Raises ValueError, which names every setting under which an HQ is not always the image that latents were made of."""
+def check_unmirrored(latents: Latents, moved: list[str], hflip_prob: float, degradation: Degradation | None) -> None:
+    """Raises ValueError, which names every setting under which an image is not always that of which latents were made."""
     changing = getattr(degradation, "hq_too", ())
     wrong = [*moved, *([f"data.hflip_prob={hflip_prob}, where 0 is needed"] if hflip_prob else [])]
     if wrong := [*wrong, *([f"degradation.hq_too={list(changing)}, where [] is needed"] if changing else [])]:
         raise ValueError(
-            f"data.latents={folder} are of images cut in one way, which HQs are not with {'; '.join(wrong)}: change that, or "
-            "set data.latents=null to compute latents anew for each sample"
+            f"{latents.given} are of images cut in one way, which training's are not with {'; '.join(wrong)}: change that, or "
+            f"set {latents.key}=null to compute latents anew for each sample"
+        )
+
+
+def check_given(latents: Latents, degradation: Degradation | None) -> None:
+    """Raises ValueError: LQs are made anew for each sample, so that nothing can have been made of them before."""
+    if degradation is not None:
+        raise ValueError(
+            f"{latents.given} are of LQs that are given, and the degradation makes others for each sample: choose data=pairs, "
+            f"or set {latents.key}=null"
         )
 
 
@@ -195,6 +204,7 @@ class FaceDataset(Dataset[Sample]):
              codes: of the HQs, where they were made before (data.codes).
              components: of the HQs: where their eyes and mouths are (data.components).
              latents: of the HQs in an autoencoder, where they were made before (data.latents).
+             condition_latents: of the restorations of given LQs, likewise.
              real: clean faces that a discriminator sees instead of the HQs; cut and mirrored as these are, each by itself.
              degradation: makes the LQ of an image; None: the images are LQs, and targets are given.
              augmentation: of an image and what belongs to it alike, before everything else.
@@ -204,7 +214,7 @@ class FaceDataset(Dataset[Sample]):
              on_error: skip: the next readable image of the order stands in for an unreadable one, under the position's own
                  draws, and is counted; raise: stop. An image below size is an error with both.
              keep_decoded: decoded images stay in memory (of each worker): for a few images that are read again and again.
-    Raises:  ValueError: codes, components or latents are given, and the HQ is not always the image that they are of.
+    Raises:  ValueError: codes, components or latents are given, and the HQ or LQ is not always the image that they are of.
     """
 
     def __init__(
@@ -216,6 +226,7 @@ class FaceDataset(Dataset[Sample]):
         codes: Codes | None,
         components: Components | None,
         latents: Latents | None,
+        condition_latents: Latents | None,
         real: Source | None,
         degradation: Degradation | None,
         augmentation: Augmentation,
@@ -232,13 +243,17 @@ class FaceDataset(Dataset[Sample]):
         if components is not None:
             check_unmoved(components.file, moved)
         if latents is not None:
-            check_unmirrored(latents.folder, moved, hflip_prob, degradation if targets is None else None)
+            check_unmirrored(latents, moved, hflip_prob, degradation if targets is None else None)
+        if condition_latents is not None:
+            check_given(condition_latents, degradation)
+            check_unmirrored(condition_latents, moved, hflip_prob, None)
         self.source = source
         self.targets = targets
         self.negatives = negatives
         self.codes = codes
         self.components = components
         self.latents = latents
+        self.condition_latents = condition_latents
         self.real = real
         self.decoded: dict[tuple[int, ...], list[np.ndarray]] | None = {} if keep_decoded else None
         self.degradation = degradation
@@ -266,6 +281,8 @@ class FaceDataset(Dataset[Sample]):
             made["components"] = self.components.of(index, self._mirrored(position, "data"))
         if self.latents is not None:
             made["hq_moments"] = self.latents.of(index, photos[-1], name)
+        if self.condition_latents is not None:
+            made["condition_moments"] = self.condition_latents.of(index, photos[0], name)
         real: Sample = {} if self.real is None else {"real": self._real(self.real, position)}
         return {**made, **self._negative(photos), **real, "position": position, "unreadable": unreadable}
 

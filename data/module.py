@@ -84,6 +84,7 @@ class FaceData(LightningDataModule):
              components: file that tells where the eyes and mouths of the training images are (data/components.py), for tasks
                  that judge these by themselves; None: samples don't hold it.
              latents: folder with the latents of the HQs (data/latents.py), for tasks on latents; None: they compute them.
+             condition_latents: of the restorations of given LQs, likewise.
              real_root: clean faces for discriminators, in an order of their own; None: they see the HQs (training alone).
              degradation: makes LQs; None: root holds LQs, and is paired.
              source: makes a Source of a root; one that brings targets (data.sources.Graded) needs no target_root.
@@ -110,6 +111,7 @@ class FaceData(LightningDataModule):
         codes: str | None,
         components: str | None,
         latents: str | None,
+        condition_latents: str | None,
         real_root: str | None,
         source: Callable[..., Source],
         expects: str,
@@ -144,7 +146,10 @@ class FaceData(LightningDataModule):
         else:
             train, val = photos, self._photos("val_root", val_root, "val_target_root", val_target_root)
         self.codes = None if codes is None else Codes(file=codes, source=photos.source, size=size)
-        self.latents = None if latents is None else Latents(folder=latents, source=photos.source, size=size)
+        self.latents, self.condition_latents = (
+            None if folder is None else Latents(key=key, folder=folder, source=photos.source, size=size)
+            for key, folder in (("data.latents", latents), ("data.condition_latents", condition_latents))
+        )
         self.faces = FaceDataset(
             source=train.source,
             targets=train.targets,
@@ -152,6 +157,7 @@ class FaceData(LightningDataModule):
             codes=self.codes,  # training images come first in photos, so that their numbers are the same there
             components=None if components is None else Components(file=components, source=photos.source, size=size),
             latents=self.latents,
+            condition_latents=self.condition_latents,
             real=None if real_root is None else self._open("real_root", real_root),
             degradation=degradation,
             augmentation=augmentation,
@@ -219,10 +225,11 @@ class FaceData(LightningDataModule):
                 f"degradation.device=gpu with trainer.precision={precision} would degrade images of half precision: set "
                 "degradation.device=cpu, or a mixed precision"
             )
-        if self.faces.latents is not None and precision in ("bf16-true", "16-true"):
-            raise ValueError(
-                f"trainer.precision={precision} would round data.latents: set a mixed precision, or data.latents=null"
-            )
+        for latents in (self.latents, self.condition_latents):
+            if latents is not None and precision in ("bf16-true", "16-true"):
+                raise ValueError(
+                    f"trainer.precision={precision} would round {latents.key}: set a mixed precision, or {latents.key}=null"
+                )
         if self.faces.components is not None and precision == "bf16-true":
             raise ValueError(
                 "trainer.precision=bf16-true would round data.components to 2 px: set bf16-mixed, or data.components=null"

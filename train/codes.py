@@ -130,6 +130,7 @@ class PredictsCodes(RestorationTask):
     """
 
     offers = RestorationTask.offers | {"target_codes", "target_latent"}
+    reads = frozenset({"codes"})
     calls_with = frozenset({"w", "adain", "code_only"})
 
     @staticmethod

@@ -8,12 +8,13 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Interval
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from data.batch import Batch
+from data.latents import Latents
 from losses.weighted import LossSet
 from models import official
 from train.regression import RegressionTask
@@ -43,15 +44,27 @@ class FirstStage(nn.Module):
         self.path, self.network = path, official.build(path)
         arguments = inspect.signature(self.network.forward).parameters
         if "lq" not in arguments:
-            raise ValueError(
-                f"init.stage1={path} holds {type(self.network).__name__}, which restores no images: give a restorer"
-            )
+            raise ValueError(f"stage1={path} holds {type(self.network).__name__}, which restores no images: give a restorer")
         self.options = {"w": w, "adain": adain} if "w" in arguments else {}
+        self.eval().requires_grad_(False)
+        self.fingerprint = f"{digest_of(self.network)} {self.options}"
 
     def forward(self, lq: Tensor) -> Tensor:
         """(b, 3, h, w) in [0, 1], same shape out, about [0, 1]: not clamped, as in DiffBIR's train_stage2.py."""
         weight = next(self.network.parameters())  # in half precision with a -true precision of the trainer
         return outputs(self.network(lq.to(weight.dtype), **self.options))["restored"].float()
+
+    def check(self, image: Tensor) -> Tensor:
+        """The restoration. Raises ValueError: it is of another size, or not finite."""
+        made: Tensor = self(image)
+        if made.shape != image.shape:
+            raise ValueError(
+                f"stage1={self.path} makes {tuple(made.shape[-2:])} of {tuple(image.shape[-2:])}: give a restorer that keeps "
+                "the size"
+            )
+        if not made.isfinite().all():
+            raise ValueError(f"a restoration of stage1={self.path} is not finite: check its weights, or take a wider precision")
+        return made
 
 
 class SampleDraws:
@@ -91,6 +104,7 @@ class Diffusion(nn.Module):
             noise: models.diffusion.NoiseSchedule.
             stage1: makes the restorations that are the conditions.
             sampler: control, diffusion and schedule to the second stage that validates: models.diffbir.DiffBIR.
+            noise_aug: the condition is noised at a timestep below this one, another for each sample (v2.1: 200); 0: it isn't.
             precision: the trainer's. bf16-… keeps the frozen weights in bfloat16, which halves their memory; others in float32.
             channels_last: how weights of convolutions lie in memory; GPUs prefer it in half precision.
     """
@@ -102,11 +116,12 @@ class Diffusion(nn.Module):
         noise: Any,
         stage1: FirstStage,
         sampler: Callable[..., Callable[..., Tensor]],
+        noise_aug: Annotated[int, Interval(ge=0, le=1000)],
         precision: Precision,
         channels_last: bool,
     ) -> None:
         super().__init__()
-        self.noise, self.sampler, self.channels_last = noise, sampler, channels_last
+        self.noise, self.sampler, self.noise_aug, self.channels_last = noise, sampler, noise_aug, channels_last
         self.fingerprint = digest_of(backbone.unet, backbone.vae, backbone.text_encoder, stage1)
         self.autoencoder = digest_of(backbone.vae)
         options = getattr(sampler, "keywords", {})
@@ -115,7 +130,6 @@ class Diffusion(nn.Module):
             backbone.to(torch.bfloat16)
         if channels_last:
             backbone.to(memory_format=torch.channels_last)
-        stage1.eval().requires_grad_(False)
         self.frozen = (backbone, stage1)  # a tuple, so that they are not registered as submodules
 
     @property
@@ -132,15 +146,21 @@ class Diffusion(nn.Module):
         return super()._apply(fn, recurse)
 
     @torch.no_grad()
-    def examples(self, hq: Tensor, lq: Tensor, draws: Any, moments: Tensor | None = None) -> Examples:
+    def examples(
+        self, hq: Tensor, lq: Tensor, draws: Any, hq_moments: Tensor | None = None, condition_moments: Tensor | None = None
+    ) -> Examples:
         """As DiffBIR's train_stage2.py makes it.
 
-        Args: hq, lq: (b, 3, h, w) in [0, 1]. draws: SampleDraws. moments: of hq's latent, where they were made before.
+        Args: hq, lq: (b, 3, h, w) in [0, 1]. draws: SampleDraws. hq_moments, condition_moments: of the latents of hq and of
+              lq's restoration, where they were made before.
         """
-        moments = self.backbone.moments(hq) if moments is None else moments
+        moments = self.backbone.moments(hq) if hq_moments is None else hq_moments
         clean = self.backbone.sample(moments, draws(moments[:, : moments.shape[1] // 2]))
-        condition = self.backbone.mode(self.backbone.moments(self.stage1(lq)))
+        moments = self.backbone.moments(self.stage1(lq)) if condition_moments is None else condition_moments
+        condition = self.backbone.mode(moments)
         timesteps, noise = draws.timesteps(len(self.noise.betas)).to(clean.device), draws(clean)
+        if self.noise_aug:
+            condition = self.noise.noised(condition, draws.timesteps(self.noise_aug).to(clean.device), draws(condition))
         noisy = self.noise.noised(clean, timesteps, noise)
         return Examples(noisy, timesteps, condition, self.noise.target(clean, timesteps, noise))
 
@@ -167,17 +187,10 @@ class Diffusion(nn.Module):
             self._check(control, torch.full((1, 3, size, size), 0.5, device=device))
 
     def _check(self, control: nn.Module, image: Tensor) -> None:
-        size = image.shape[-1]
-        first = self.stage1(image)
-        if first.shape != image.shape:
-            raise ValueError(
-                f"init.stage1={self.stage1.path} makes {tuple(first.shape[-2:])} of {size}x{size}: give a restorer that keeps "
-                "the size"
-            )
+        first = self.stage1.check(image)
         steps = replace(self.second_stage(control), steps=2)  # type: ignore[type-var]
         latent: Callable[[], Tensor] = lambda: self.backbone.mode(self.backbone.moments(first))  # noqa: E731
         for what, made in (
-            (f"a restoration of init.stage1={self.stage1.path}", lambda: first),
             ("a latent of init.stable_diffusion", latent),
             ("an image of init.stable_diffusion's autoencoder", lambda: self.backbone.decode(latent())),
             ("a residual of the control network (init.ckpt)", lambda: self._residuals(control, latent())),
@@ -210,6 +223,7 @@ class ControlTask(RegressionTask):
 
     offers = frozenset({"predicted", "target", "hq", "lq"})
     inputs = 4
+    reads = frozenset({"latents", "condition_latents"})
 
     def __init__(
         self,
@@ -258,16 +272,31 @@ class ControlTask(RegressionTask):
         super().on_fit_start()
         sizes = {self.config["data"]["size"], self.config["data"]["val_size"] or self.config["data"]["size"]}
         self.diffusion.check(self.validated_network, sizes, self.device)
-        latents = getattr(getattr(self.trainer, "datamodule", None), "latents", None)
-        if latents is not None and latents.autoencoder != self.diffusion.autoencoder:
-            raise ValueError(
-                f"data.latents={latents.folder} was made by another autoencoder than that of init.stable_diffusion: make "
-                "another one with python -m data.prepare latents, or set data.latents=null"
-            )
+        data = getattr(self.trainer, "datamodule", None)
+        self._check_latents(getattr(data, "latents", None), None)
+        self._check_latents(getattr(data, "condition_latents", None), self.diffusion.stage1.fingerprint)
+
+    def _check_latents(self, latents: Latents | None, stage1: str | None) -> None:
+        """Raises ValueError: they were not made by the networks of this run. stage1: what restored the images before."""
+        if latents is None:
+            return
+        wrong = ""
+        if latents.autoencoder != self.diffusion.autoencoder:
+            wrong = "was made by another autoencoder than that of init.stable_diffusion"
+        elif stage1 is None and latents.stage1 is not None:
+            wrong = "was made with stage1=, so that it is one for data.condition_latents"
+        elif stage1 is not None and latents.stage1 is None:
+            wrong = "was made without stage1=, so that it is one for data.latents"
+        elif latents.stage1 != stage1:
+            wrong = f"was made by another stage 1, or with another w or adain, than init.stage1={self.diffusion.stage1.path}"
+        if wrong:
+            command = f"python -m data.prepare latents{' stage1=…' if stage1 else ''}"
+            raise ValueError(f"{latents.given} {wrong}: make another one with {command}, or set {latents.key}=null")
 
     def run_network(self, batch: Batch) -> dict[str, Any]:
         draws = SampleDraws(self.config["seed"], self.positions)
-        given = self.diffusion.examples(batch["hq"], batch["lq"], draws, batch.get("hq_moments"))
+        hq_moments, condition_moments = batch.get("hq_moments"), batch.get("condition_moments")
+        given = self.diffusion.examples(batch["hq"], batch["lq"], draws, hq_moments, condition_moments)
         self.note_nonfinite({"the latent of HQ": given.noisy.sum(), "the condition latent": given.condition.sum()})
         return {"predicted": self.diffusion.predict(self.network, given), "target": given.target}
 

@@ -23,6 +23,9 @@ from train.fsdp import shard
 from train.logs import write_pictures
 from train.validation import Validation, check_scale
 
+# Keys of data for what was made of images before, which only some tasks train on.
+MADE_BEFORE = ("codes", "latents", "condition_latents")
+
 # Tensors that terms of the loss may name, but that only some data have.
 GRADED = frozenset({"negative", "has_negative"})
 
@@ -43,6 +46,8 @@ class RestorationTask(L.LightningModule):
     inputs = 1
     # Tensors that terms of the loss may name; those that the network returns besides come on top.
     offers: frozenset[str] = frozenset({"restored", "hq", "lq"}) | GRADED
+    # Of MADE_BEFORE.
+    reads: frozenset[str] = frozenset()
 
     def __init__(
         self,
@@ -129,6 +134,12 @@ class RestorationTask(L.LightningModule):
         if self.trainer.training:
             self.unreadable += int(batch["unreadable"].sum())
         return batch
+
+    def on_fit_start(self) -> None:
+        """Raises ValueError: what the data bring would be read for nothing."""
+        for key in MADE_BEFORE:
+            if key not in self.reads and (value := self.config["data"].get(key)) is not None:
+                raise ValueError(f"data.{key}={value}: {type(self).__name__} trains without: set data.{key}=null")
 
     def on_train_start(self) -> None:
         self._row_after = self.trainer.global_step

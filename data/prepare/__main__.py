@@ -2,7 +2,7 @@
 
 import sys
 
-from hydra.utils import get_method
+from hydra.utils import get_method, get_object
 
 from data.prepare import align, check, codes, components, filtering, latents, pack, resize
 from data.prepare.arguments import Command, main
@@ -14,7 +14,8 @@ def networks() -> codes.Networks:
 
 
 def autoencoder() -> latents.Networks:
-    return latents.Networks(get_method("models.stable_diffusion.load_autoencoder"), get_method("train.control.digest_of"))
+    names = ("models.stable_diffusion.load_autoencoder", "train.control.digest_of", "train.control.FirstStage")
+    return latents.Networks(*(get_object(name) for name in names))
 
 
 COMMANDS: dict[str, Command] = {

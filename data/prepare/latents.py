@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
@@ -38,17 +38,27 @@ class Autoencoder(Protocol):
         """Moves it there."""
 
 
-Load = Callable[[Path], Autoencoder]
+class FirstStage(Protocol):
+    """train.control.FirstStage."""
+
+    fingerprint: str
+
+    def check(self, image: Tensor) -> Tensor:
+        """(b, 3, h, w) in [0, 1] to its restoration, of the same shape. Raises ValueError: it is none."""
+
+    def to(self, device: str) -> Any:
+        """Moves it there."""
 
 
 class Networks(NamedTuple):
-    """What knows networks.
+    """What knows networks: they come in eval mode on the CPU; workers import these by their names.
 
-    load: an autoencoder in eval mode on the CPU; workers import it by its name.    digest_of: its weights.
+    load: an autoencoder.    digest_of: its weights.    first_stage: what restores LQs.
     """
 
-    load: Load
+    load: Callable[[Path], Autoencoder]
     digest_of: Callable[[nn.Module], str]
+    first_stage: Callable[..., FirstStage]
 
 
 def command(networks: Callable[[], Networks]) -> Command:
@@ -59,6 +69,9 @@ def command(networks: Callable[[], Networks]) -> Command:
         root: Path,
         out: Path,
         stable_diffusion: Path,
+        stage1: str = "",
+        w: Annotated[float, Ge(0)] = 0.5,
+        adain: bool = True,
         size: Annotated[int, Ge(1)] = 512,
         device: Literal["auto", "cpu", "cuda"] = "auto",
         workers: Annotated[int, Ge(0)] = 0,
@@ -67,12 +80,16 @@ def command(networks: Callable[[], Networks]) -> Command:
         """Encode images with Stable Diffusion's autoencoder, so that IRControlNet's training need not do it for every sample.
 
         OUT holds a file for each image, cut as training does with data.crop=center, 128 KB at 512 px; train on them with
-        data.latents=OUT. An image that can't be read, or is smaller than `size`, is named and has none.
+        data.latents=OUT. With stage1 they are latents of the LQs' restorations, the conditions: data.condition_latents=OUT. An
+        image that can't be read, or is smaller than `size`, is named and has none.
 
         Args:
             root: the images: whatever data.root may be (folder, list, zip, tar, LMDB, shards, parquet)
             out: folder for the latents
             stable_diffusion: what init.stable_diffusion will be: a diffusers folder or a single file
+            stage1: restores the images first; what init.stage1 will be: a run or official file of a restorer
+            w: of a CodeFormer as stage1: diffusion.stage1.w
+            adain: of a CodeFormer as stage1: diffusion.stage1.adain
             size: side in pixels that images are scaled and cut to: data.size of the training
             device: auto takes a GPU where there is one
             workers: processes; 0 means one for each core, and on a GPU four
@@ -81,8 +98,13 @@ def command(networks: Callable[[], Networks]) -> Command:
         place, on = Shard.parse(shard), chosen(device)
         if size % 64:
             raise ValueError(f"size={size}: the training takes multiples of 64")
-        load, digest_of = networks()
-        digest = digest_of(load(stable_diffusion).vae)
+        load, digest_of, first_stage = networks()
+        make = Encoder(load, stable_diffusion, partial(first_stage, path=stage1, w=w, adain=adain) if stage1 else None)
+        made_by = {"autoencoder": digest_of(load(stable_diffusion).vae)}
+        if make.first:
+            first = make.first()
+            first.check(torch.full((1, 3, size, size), 0.5))
+            made_by["stage1"] = first.fingerprint
         source = open_images(root=str(root))
         names = paths_of(source)
         paths = names or [source.name(index) for index in range(len(source))]
@@ -93,8 +115,8 @@ def command(networks: Callable[[], Networks]) -> Command:
             root=source.root if isinstance(source, Files) else root,
             out=out,
             paths=paths,
-            measure=Encoded(source, {path: n for n, path in enumerate(paths)}, files, out, load, stable_diffusion, size, on),
-            settings={"autoencoder": digest, "size": size, "store": store(source, root)},
+            measure=Encoded(source, {path: n for n, path in enumerate(paths)}, files, out, make, size, on),
+            settings={**made_by, "size": size, "store": store(source, root)},
             workers=workers or min(cores(), GPU_WORKERS if on == "cuda" else cores()),
             shard=place,
             preload=("torch", "cv2", "diffusers", "transformers"),
@@ -102,12 +124,31 @@ def command(networks: Callable[[], Networks]) -> Command:
         unusable = work.unusable()
         print(f"{len(work.own) - unusable} of {len(work.own)} images have latents, {unusable} not usable")
         if work.complete(INDEX):
-            index = {"size": size, "autoencoder": digest, "names": names, "files": [files[path] for path in paths]}
+            index = {"size": size, **made_by, "names": names, "files": [files[path] for path in paths]}
             write_text(out / INDEX, json.dumps(index))
-            print(f"train on them with data.latents={out}")
+            print(f"train on them with data.{'condition_' if stage1 else ''}latents={out}")
         return 1 if unusable else 0
 
     return latents
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Makes what encodes images. first: what restores them before, if something does."""
+
+    load: Callable[[Path], Autoencoder]
+    stable_diffusion: Path
+    first: Callable[[], FirstStage] | None
+
+    def on(self, device: str) -> Callable[[Tensor], Tensor]:
+        """(b, 3, h, w) in [0, 1] to moments (b, 8, h/8, w/8)."""
+        autoencoder = self.load(self.stable_diffusion)
+        autoencoder.to(device)
+        if self.first is None:
+            return autoencoder.moments
+        first = self.first()
+        first.to(device)
+        return lambda image: autoencoder.moments(first.check(image))
 
 
 @dataclass(frozen=True)
@@ -118,8 +159,7 @@ class Encoded:
     numbers: dict[str, int]
     files: dict[str, str]
     out: Path
-    load: Load
-    stable_diffusion: Path
+    make: Encoder
     size: int
     device: str
 
@@ -132,7 +172,7 @@ class Encoded:
         photo = center_crop(photo, self.size)
         image = to_tensor(photo)[None].to(self.device)
         with torch.no_grad():
-            moments = autoencoder_of(self.load, self.stable_diffusion, self.device).moments(image)[0].cpu()
+            moments = encoder_of(self.make, self.device)(image)[0].cpu()
         if not moments.isfinite().all():
             raise Unusable(f"{self.source.name(number)} has a latent that is not finite: is stable_diffusion= whole?")
         write_bytes(self.out / self.files[path], save({"moments": moments.contiguous()}, {"checksum": str(checksum(photo))}))
@@ -140,8 +180,6 @@ class Encoded:
 
 
 @lru_cache(maxsize=1)
-def autoencoder_of(load: Load, path: Path, device: str) -> Autoencoder:
-    """One network a process."""
-    network = load(path)
-    network.to(device)
-    return network
+def encoder_of(make: Encoder, device: str) -> Callable[[Tensor], Tensor]:
+    """One a process."""
+    return make.on(device)

@@ -50,6 +50,7 @@ def written(file, contents):
 
 def dataset(source, codes, degradation, **changes):
     options = {"targets": None, "negatives": None, "components": None, "latents": None, "real": None, "size": SIZE}
+    options |= {"condition_latents": None}
     options |= {"augmentation": Augmentation(transforms={}), "crop": "center", "hflip_prob": 0.5, "seed": 2}
     options |= {"on_error": "raise", "keep_decoded": False}
     return FaceDataset(source=source, codes=codes, degradation=degradation, **(options | changes))

@@ -70,6 +70,7 @@ def dataset(source, file, degradation, **changes):
         "negatives": None,
         "codes": None,
         "latents": None,
+        "condition_latents": None,
         "real": None,
         "augmentation": Augmentation(transforms={}),
     }

@@ -58,6 +58,7 @@ def samples(maps: Path, rank: int, workers: int) -> Iterator[dict[str, torch.Ten
         codes=None,
         components=None,
         latents=None,
+        condition_latents=None,
         source=partial(ImageFolder),
         expects="",
         degradation=Told(

@@ -19,6 +19,7 @@ def textured(height, width, seed=0):
 def faces(folder, degradation, **changes):
     options = {"size": 16, "crop": "center", "hflip_prob": 0.0, "seed": 5, "on_error": "raise", "keep_decoded": False}
     options |= {"targets": None, "negatives": None, "codes": None, "components": None, "latents": None, "real": None}
+    options |= {"condition_latents": None}
     options |= {"augmentation": Augmentation(transforms={})}
     return FaceDataset(source=ImageFolder(root=str(folder)), degradation=degradation, **(options | changes))
 

@@ -79,6 +79,7 @@ def samples(root, negatives=True, **changes):
     groups = Groups(root=str(root), negatives=negatives)
     options = {"degradation": Kept(), "augmentation": Augmentation(transforms={}), "size": 16, "crop": "random"}
     options |= {"hflip_prob": 0.5, "seed": 3, "codes": None, "components": None, "latents": None, "real": None}
+    options |= {"condition_latents": None}
     options |= {"on_error": "raise", "keep_decoded": False}
     return FaceDataset(source=groups, targets=groups.targets, negatives=groups.negatives, **(options | changes))
 

@@ -103,6 +103,7 @@ def samples(source, shade, count, start=0, workers=0):
         codes=None,
         components=None,
         latents=None,
+        condition_latents=None,
         real=None,
         degradation=shade,
         augmentation=Augmentation(transforms={}),

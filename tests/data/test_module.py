@@ -37,6 +37,7 @@ def face_data(root, degradation, **changes):
         "codes": None,
         "components": None,
         "latents": None,
+        "condition_latents": None,
         "augmentation": Augmentation(transforms={}),
         "source": partial(ImageFolder),
         "expects": "A folder of test faces is expected.",

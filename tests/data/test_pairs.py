@@ -46,6 +46,7 @@ def pairs(lq, hq, **changes):
         "codes": None,
         "components": None,
         "latents": None,
+        "condition_latents": None,
         "real": None,
         "keep_decoded": False,
     }
@@ -71,6 +72,7 @@ def test_a_pair_is_cut_where_a_photo_alone_would_be(lq, tmp_path, shade):
         codes=None,
         components=None,
         latents=None,
+        condition_latents=None,
         real=None,
         degradation=shade,
         augmentation=NONE,

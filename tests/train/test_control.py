@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -222,6 +221,7 @@ def test_the_loss_is_the_published_one(prediction: Any, monkeypatch: pytest.Monk
         noise=NoiseSchedule(prediction=prediction, zero_snr=prediction == "v"),
         stage1=first,
         sampler=DiffBIR,  # type: ignore[arg-type]
+        noise_aug=0,
         precision="32-true",
         channels_last=False,
     )
@@ -231,6 +231,21 @@ def test_the_loss_is_the_published_one(prediction: Any, monkeypatch: pytest.Monk
         loss = Denoising(weight=1.0)(diffusion.predict(network, given), given.target)
     wanted = case.facts["scalars"][f"p_losses_{prediction}"]
     assert loss.item() == pytest.approx(wanted, rel=case.facts["tolerance"]["loss_rtol"])
+
+
+def test_noise_on_the_condition_is_drawn_for_each_sample_and_leaves_the_rest_as_it_was(given: Path) -> None:
+    """As v2.1 is trained: at timesteps below 200."""
+    images, seen = batch(), []
+    without, task = task_of(given), task_of(given, "diffusion.noise_aug=200")
+    for each in (without, task):
+        made = each.diffusion.examples(images["hq"], images["lq"], SampleDraws(0, [4, 5]))
+        seen.append(made)
+    assert all(torch.equal(getattr(seen[0], name), getattr(seen[1], name)) for name in ("noisy", "timesteps", "target"))
+    draws = SampleDraws(0, [4, 5])
+    draws(seen[0].noisy), draws.timesteps(1000), draws(seen[0].noisy)
+    timesteps, noise = draws.timesteps(200), draws(seen[0].noisy)
+    assert len(set(timesteps.tolist())) == 2
+    torch.testing.assert_close(seen[1].condition, task.diffusion.noise.noised(seen[0].condition, timesteps, noise))
 
 
 def test_the_mean_square_by_hand() -> None:
@@ -403,8 +418,8 @@ def spoiled(given: Path, folder: Path, what: str) -> list[str]:
         ("encoder NaN", "a latent of init.stable_diffusion is not finite: check its weights"),
         ("decoder NaN", "an image of init.stable_diffusion's autoencoder is not finite: check its weights"),
         ("control NaN", "a residual of the control network (init.ckpt) is not finite: check its weights"),
-        ("stage1 NaN", "a restoration of init.stage1=bad.ckpt is not finite: check its weights"),
-        ("stage1 x2", "init.stage1=bad.ckpt makes (64, 64) of 32x32: give a restorer that keeps the size"),
+        ("stage1 NaN", "a restoration of stage1=bad.ckpt is not finite: check its weights"),
+        ("stage1 x2", "stage1=bad.ckpt makes (64, 64) of (32, 32): give a restorer that keeps the size"),
         (["init.stage1=RUN"], "holds IRControlNet, which restores no images: give a restorer"),
         (["data.size=40"], "data.size=40: the latents of IRControlNet need a multiple of 16, such as data.size=32"),
         (["network.hint_channels=3"], "network.hint_channels=3: the condition is a latent"),
@@ -496,38 +511,3 @@ def test_two_ranks_are_one_with_twice_the_batch(given: Path, tmp_path: Path) -> 
         assert max(apart.values()) < 1e-3 * moved, (moved, sorted(apart.items(), key=lambda item: -item[1])[:3])
         psnr = [float(read_rows(run / "metrics.csv")[-1]["val/psnr"]) for run in (one, two)]
         assert psnr[0] == pytest.approx(psnr[1], abs=1e-3)
-
-
-def test_latents_made_before_give_the_same_training(given: Path, command: Command, tmp_path: Path) -> None:
-    from data.prepare.__main__ import COMMANDS
-    from data.prepare.arguments import main as prepare
-    from train.cli import main
-
-    photographs = write_photographs(tmp_path / "photographs", size=64)
-    paths = [f"root={photographs}", f"stable_diffusion={given}/sd", f"out={tmp_path}/latents"]
-    assert prepare(COMMANDS, ["latents", *paths, "size=64", "workers=1"]) == 0
-    own = arguments(given, "data.size=64", "data.val_size=64", "trainer.max_steps=2", f"data.root={photographs}")
-    own += ["optimizer.eps=1", "optimizer.lr=0.1"]  # in proportion to gradients: with Adam's own eps noise counts
-    made = ["data.latents=latents", "name=made"]
-    for more in ([], made):
-        code, printed = command(main, *own, *more)
-        assert code == 0, printed
-    fly, before = networks(Path("runs/run")), networks(Path("runs/made"))
-    for key, value in fly.items():
-        torch.testing.assert_close(before[key], value, atol=1e-6, rtol=1e-3)
-    for file in Path("latents").glob("*.safetensors"):
-        with safe_open(file, framework="pt") as opened:
-            moments, metadata = opened.get_tensor("moments"), opened.metadata()
-        save_file({"moments": 2 * moments}, file, metadata)
-    code, printed = command(main, *own, "data.latents=latents", "name=doubled")
-    assert code == 0, printed
-    doubled = networks(Path("runs/doubled"))
-    assert any((doubled[key] - value).abs().max() > 1e-5 for key, value in before.items()), "the latents are what is trained on"
-    code, printed = command(main, *own, *made, "data.hflip_prob=0.5", "resume=never")
-    assert code == 1
-    assert "which HQs are not with data.hflip_prob=0.5, where 0 is needed" in printed
-    index = json.loads(Path("latents/latents.json").read_text())
-    Path("latents/latents.json").write_text(json.dumps(index | {"autoencoder": "another"}))
-    code, printed = command(main, *own, *made, "resume=never")
-    assert code == 1
-    assert "data.latents=latents was made by another autoencoder than that of init.stable_diffusion" in printed

@@ -42,7 +42,7 @@ def made(tmp_path_factory):
 
 def latents(made, **changes):
     source = ImageFolder(root=str(made.parent / "photographs"))
-    return Latents(**{"folder": str(made), "source": source, "size": SIZE} | changes)
+    return Latents(**{"key": "data.latents", "folder": str(made), "source": source, "size": SIZE} | changes)
 
 
 def photo(made, number):
