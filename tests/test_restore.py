@@ -128,11 +128,28 @@ def test_codeformer_at_several_w(codeformer: CodeFormer, tmp_path: Path, restore
 
 
 def test_a_face_larger_than_a_tile_is_not_cut_up_for_codeformer(codeformer: CodeFormer, tmp_path: Path, restore: Cli) -> None:
-    photo = write_photographs(tmp_path / "in", count=1, size=32) / "00.png"
-    code, printed = restore("ckpt=codeformer.pth", f"input={photo}", "output=out", "tile_px=16", "overlap_px=0")
+    photo = write_photographs(tmp_path / "in", count=1, size=520) / "00.png"
+    code, printed = restore("ckpt=codeformer.pth", f"input={photo}", "output=out")
     assert code == 1
-    assert f"error: {photo}: CodeFormer with img_size=16 takes images of 16x16, not 32x32" in printed
+    assert f"error: {photo}: CodeFormer with img_size=16 takes images of 16x16, not 520x520" in printed
     assert not [*(tmp_path / "out").iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["ckpt=elan.pth", "w=0.5"], "w does nothing: elan.pth holds ELAN, which takes no fidelity; leave w out"),
+        (["ckpt=codeformer.pth", "tile_px=512"], "tile_px does nothing: codeformer.pth holds CodeFormer, which takes no tiles"),
+        (["ckpt=codeformer.pth", "overlap_px=0"], "overlap_px does nothing: codeformer.pth holds CodeFormer, which takes no"),
+    ],
+)
+@pytest.mark.usefixtures("elan", "codeformer")
+def test_keys_that_the_network_has_no_use_for(arguments: list[str], says: str, tmp_path: Path, restore: Cli) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "00.png").write_bytes(b"never read")
+    code, printed = restore(*arguments, "input=in", "output=out")
+    assert (code, len(printed.splitlines())) == (1, 1), printed
+    assert f"error: {says}" in printed
 
 
 def test_bad_images_are_named_and_the_rest_is_done(elan: Path, tmp_path: Path, restore: Cli) -> None:

@@ -261,6 +261,14 @@ def test_an_image_that_memory_does_not_hold(tmp_path: Path, restore: Cli, monkey
         (["start_point_type=image"], "start_point_type=image: give noise or cond"),
         (["noise_aug=1000"], "noise_aug=1000: a timestep from 0 (none) to 999"),
         (["g_space=rgb"], "g_space=rgb does nothing by itself: add g_scale above 0"),
+        (["g_scale=1", "g_t_start=400", "g_t_stop=300"], "guidance from g_t_start=400 to g_t_stop=300 meets none of 2 steps"),
+        (["w=0.7"], "w does nothing: {files}/swinir.pth holds SwinIR, which takes no fidelity; leave w out"),
+        (["cfg=1", "negative=blurry"], "negative=blurry does nothing with cfg=1, which is no guidance: give another cfg"),
+        (["cfg=0", "prompt=sharp"], "prompt=sharp does nothing with cfg=0, which is the negative prompt alone"),
+        (["cfg=1", "rescale_cfg=true"], "rescale_cfg=True does nothing with cfg=1: give cfg above 1"),
+        (["strength=0", "noise_aug=9"], "noise_aug=9 does nothing with strength=0: raise strength"),
+        (["negative=", "tokenizer={files}"], "does nothing with no prompt to read: leave tokenizer out"),
+        (["cfg=1", "tokenizer={files}"], "does nothing with no prompt to read: leave tokenizer out"),
         (["g_scale=1", "sampler=ddim"], "guidance with sampler=ddim: only sampler=spaced has it"),
         (["cldm_tile_size=16"], "cldm_tile_size=16 does nothing by itself: add cldm_tiled=true"),
         (["cldm_tiled=true", "cldm_tile_size=24"], "cldm_tile_size=24: give a multiple of 16"),
@@ -279,7 +287,7 @@ def test_mistakes(arguments: list[str], says: str, files: Path, tmp_path: Path, 
         spoiled(files, tmp_path / place)
     code, printed = restore(*(argument.format(files=files, here=tmp_path) for argument in arguments))
     assert code == 1
-    assert says in printed
+    assert says.format(files=files) in printed
     assert len(printed.splitlines()) == 1, "it is said once, before any image"
 
 
