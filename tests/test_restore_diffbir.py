@@ -19,7 +19,7 @@ from models.official import export
 from models.sampling import drawn_from
 from models.stable_diffusion import load
 from models.swinir import SwinIR
-from tests.models.test_stable_diffusion import SETTINGS, control, write_folder
+from tests.models.test_stable_diffusion import SETTINGS, control, pickled, write_folder
 from tests.test_restore import picture
 from tests.toy import ROOT, write_photographs
 from train.diffbir import V2, VERSIONS, noise_of
@@ -155,6 +155,13 @@ def test_a_control_network_as_a_folder_of_diffusers(
 ) -> None:
     export(files / "control.pth", tmp_path / "control", "diffusers")
     assert restore(f"input={plain[0]}", "stage2=control")[0] == 0
+    torch.testing.assert_close(picture(tmp_path / "out" / "00.png"), plain[1], rtol=0, atol=1.01 / 255)
+
+
+def test_stable_diffusion_in_pickles(files: Path, tmp_path: Path, restore: Cli, plain: tuple[Path, Tensor]) -> None:
+    pickled(shutil.copytree(files / "sd", tmp_path / "sd"))
+    code, printed = restore(f"input={plain[0]}", "sd=sd")
+    assert (code, len(printed.splitlines())) == (0, 1), printed
     torch.testing.assert_close(picture(tmp_path / "out" / "00.png"), plain[1], rtol=0, atol=1.01 / 255)
 
 
