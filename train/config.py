@@ -193,6 +193,9 @@ def _check_run(config: Node, raw: Node) -> Iterator[str]:
             yield f"init.{key}={values[f'init.{key}']!r}: nothing reads the key init.{key}, {config['name']} takes init.ckpt"
     for key in NOT_OURS & config["trainer"].keys():
         yield f"trainer.{key}={config['trainer'][key]!r} is not for a configuration: the run sets it itself"
+    precision = config["trainer"].get("precision")
+    if str(precision).startswith("64"):
+        yield f"trainer.precision={precision}: losses and all that reads weights are of at most float32: take 32-true"
     for part, what, tasks in (
         ("adversary", "without discriminators", "adversarial, autoencoding or controllable"),
         ("codes", "without codes", "codes or controllable"),
