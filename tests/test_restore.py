@@ -4,6 +4,7 @@ import errno
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -229,6 +230,24 @@ def test_what_went_wrong_before_an_abort_is_told(
     assert says in printed
     monkeypatch.setattr("train.restore.write_png", write_png)
     assert "2 of 4 images restored into out" in restore(*arguments)[1]
+
+
+def test_sigterm_ends_it_as_ctrl_c_does(elan: Path, tmp_path: Path, restore: Cli) -> None:
+    write_photographs(tmp_path / "in", count=60, size=200)
+    arguments = [f"ckpt={elan}", "input=in", "output=out", "tile_px=48", "overlap_px=16"]
+    command = [sys.executable, str(ROOT / "restore.py"), *arguments, "device=cpu"]
+    running = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while running.poll() is None and not (tmp_path / "out" / "00.png").exists():
+        time.sleep(0.01)
+    running.terminate()
+    running.terminate()  # as timeout does
+    printed, errors = running.communicate(timeout=60)
+    assert (running.returncode, errors) == (75, "interrupted: the same command goes on from there\n")
+    made = sorted(file.name for file in (tmp_path / "out").iterdir())
+    assert 0 < len(made) < 60
+    assert made == [f"{number:02d}.png" for number in range(len(made))], "nothing of the one that was dropped"
+    counted = [f"{count} of 60 images restored into out" for count in (len(made), len(made) - 1)]  # it may come in between
+    assert printed.startswith(tuple(counted))
 
 
 def test_a_name_that_can_not_be_written_stops_no_other(elan: Path, tmp_path: Path, restore: Cli) -> None:

@@ -25,6 +25,7 @@ from models.ircontrolnet import IRControlNet
 from train import diffbir
 from train.cli import fail
 from train.config import nearest
+from train.signals import Interrupting, exit_code, stop_signal
 from train.tiles import restore_tiled, rounded
 
 HELP = f"""python restore.py ckpt=FILE input=DIR output=DIR [KEY=VALUE …]
@@ -88,14 +89,15 @@ def main() -> None:
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(HELP)
         return
-    try:
-        if not restore_folder(options_of(sys.argv[1:])):
-            sys.exit(1)
-    except (ValueError, OSError) as error:
-        fail(str(error))
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on from there", file=sys.stderr)
-        sys.exit(130)  # as a shell says it of Ctrl-C
+    with Interrupting():
+        try:
+            if not restore_folder(options_of(sys.argv[1:])):
+                sys.exit(1)
+        except (ValueError, OSError) as error:
+            fail(str(error))
+        except KeyboardInterrupt:
+            print("interrupted: the same command goes on from there", file=sys.stderr)
+            sys.exit(exit_code(stop_signal()))
 
 
 def options_of(arguments: list[str]) -> Options:
