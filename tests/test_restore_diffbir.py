@@ -20,6 +20,7 @@ from models.sampling import drawn_from
 from models.stable_diffusion import load
 from models.swinir import SwinIR
 from tests.models.test_stable_diffusion import SETTINGS, control, pickled, write_folder
+from tests.models.test_vqgan import tiny as autoencoder
 from tests.test_restore import picture
 from tests.toy import ROOT, write_photographs
 from train.diffbir import V2, VERSIONS, noise_of
@@ -65,7 +66,7 @@ def that_predicts_noise(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with sd (predicts noise), sd_v (as drawn, which counts as v), control.pth and swinir.pth; left as it is."""
+    """sd (predicts noise), sd_v (as drawn, which counts as v), control.pth, swinir.pth and vqgan.pth; they stay as they are."""
     folder = tmp_path_factory.mktemp("diffbir")
     write_folder(folder / "sd_v", prediction_type="v_prediction")
     shutil.copytree(folder / "sd_v", folder / "sd")
@@ -73,6 +74,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "sd/scheduler/scheduler_config.json").write_text(json.dumps({"prediction_type": "epsilon"}))
     torch.save(full_state(control()), folder / "control.pth")
     torch.save({"params": full_state(tiny_swinir())}, folder / "swinir.pth")
+    torch.save({"params_ema": autoencoder().state_dict()}, folder / "vqgan.pth")
     return folder
 
 
@@ -258,6 +260,7 @@ def test_an_image_that_memory_does_not_hold(tmp_path: Path, restore: Cli, monkey
         (["sd={here}/no_words"], "needs a tokenizer, and a single-file checkpoint has none: give tokenizer=FOLDER"),
         (["stage2={files}/swinir.pth"], "swinir.pth holds SwinIR: give an IRControlNet"),
         (["stage1={files}/control.pth"], "control.pth holds DiffBIR's control network, which restores nothing by itself"),
+        (["stage1={files}/vqgan.pth"], "vqgan.pth holds VQAutoEncoder, which restores no images: give a restorer"),
         (["stage2=gone.pth"], "gone.pth does not exist"),
         (["sampler=euler"], "sampler=euler: there are spaced, ddim, edm_dpm++_2m, edm_dpm++_3m_sde"),
         (["steps=1"], "steps=1: the spaced sampler takes 2 to 1000"),

@@ -227,8 +227,11 @@ def one_network(options: Options, device: torch.device) -> Callable[[Tensor], Te
             f"{options.ckpt} holds DiffBIR's control network, which restores nothing by itself: give pipeline=diffbir "
             f"stage1=FILE stage2={options.ckpt} sd=DIR"
         )
+    arguments = inspect.signature(network.forward).parameters
+    if options.second is not None and "lq" not in arguments:  # as in training: train/control.py
+        raise ValueError(f"stage1={options.ckpt} holds {type(network).__name__}, which restores no images: give a restorer")
     multiple = getattr(network, "multiple", None)  # only networks of windows have it; the others need the whole image
-    takes_w = "w" in inspect.signature(network.forward).parameters
+    takes_w = "w" in arguments
     for used, keys, what in ((takes_w, {"w"}, "fidelity"), (multiple, {"tile_px", "overlap_px"}, "tiles")):
         if not used and (idle := min(keys & options.given, default=None)):
             raise ValueError(
