@@ -227,8 +227,9 @@ def _from_folder(path: Path, prediction: Prediction) -> dict[str, Any]:
 
 def _part_of_folder(path: Path, name: str, kind: Any) -> Any:
     disable_progress_bar()  # it would stand between a command's own
-    safe, pickled = ("model", "pytorch_model") if kind is CLIPTextModel else ("diffusion_pytorch_model",) * 2
-    safe, pickled = f"{safe}.safetensors", f"{pickled}.bin"
+    safe, pickled = "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"
+    if kind is CLIPTextModel:
+        safe, pickled = "model.safetensors", "pytorch_model.bin"
     there = {file.name.removesuffix(".index.json") for file in (path / name).iterdir()}  # of shards there is an index
     if not {safe, pickled} & there:
         raise ValueError(f"{name}/ has neither {safe} nor {pickled}: fetch one of them, and no variant such as fp16 alone")

@@ -196,7 +196,7 @@ def _check_run(config: Node, raw: Node) -> Iterator[str]:
         yield f"trainer.{key}={config['trainer'][key]!r} is not for a configuration: the run sets it itself"
     precision = config["trainer"].get("precision")
     if str(precision).startswith("64"):
-        yield f"trainer.precision={precision}: losses and all that reads weights are of at most float32: take 32-true"
+        yield f"trainer.precision={precision}: losses are computed and weights opened in float32 at most: take 32-true"
     for part, what, tasks in (
         ("adversary", "without discriminators", "adversarial, autoencoding or controllable"),
         ("codes", "without codes", "codes or controllable"),

@@ -166,7 +166,7 @@ def options_of(given: dict[str, Any]) -> Options:
         (not any(map(str.strip, prompts)), "tokenizer", "with no prompt to read: leave tokenizer out"),
     ):
         if idle and (without := [key for key in given if key.startswith(prefix) and key != "g_scale"]):
-            raise ValueError(f"{without[0]}={given[without[0]]} does nothing {why}")
+            raise ValueError(f"{without[0]} does nothing {why}")
     return options
 
 
