@@ -14,7 +14,7 @@ from models.diffusion import TIMESTEPS, NoiseSchedule
 from models.guidance import Loss, Model, guided, image_loss, latent_loss, restoration_guidance
 from models.ircontrolnet import IRControlNet
 from models.latent_tiles import tiled
-from models.sampling import SAMPLERS, Draw, check_steps, sample_spaced
+from models.sampling import SAMPLERS, Draw, check_steps, sample_spaced, spaced_schedule
 from models.stable_diffusion import StableDiffusion
 from models.wavelet import wavelet_colour_fix
 
@@ -86,13 +86,19 @@ class DiffBIR:
             )
         if self.guidance is not None and self.sampler != "spaced":
             raise ValueError(f"guidance with sampler={self.sampler}: only sampler=spaced has it")
+        if (g := self.guidance) is not None and not any(
+            g.stop < timestep + 1 < g.start for timestep in spaced_schedule(self.schedule, self.steps).timesteps
+        ):
+            raise ValueError(
+                f"guidance from g_t_start={g.start} to g_t_stop={g.stop} meets none of {self.steps} steps: widen it"
+            )
 
     @cached_property
     @torch.no_grad()
     def text(self) -> tuple[Tensor, Tensor]:
         """Features of the positive and of the negative prompt, each (1, 77, c). Raises ValueError: there is no tokenizer."""
-        guides = self.scale != 1 or self.rescale  # else nothing looks at the negative prompt
-        positive, negative = self.diffusion.text([self.positive, self.negative if guides else ""]).split(1)
+        prompts = [self.positive, self.negative if self.scale != 1 else ""]  # which nothing looks at then
+        positive, negative = self.diffusion.text(prompts).split(1)
         return positive, negative
 
     @torch.no_grad()

@@ -97,6 +97,7 @@ class GFPGAN(nn.Module):
         self.condition_shift = nn.ModuleList(_condition(width, sft_width, 0.0, equalised) for width in upwards[1:])
         self.halving, self.doubling = Resampler(resample_kernel), Resampler(None)
 
+    prior = "stylegan_decoder"  # the part that init.prior's weights are for
     branches = frozenset({"pyramid"})  # outputs with parameters of their own: train/adversarial.py tells DDP
 
     def forward(self, lq: Tensor, *, noise: Noise = None) -> Restoration:

@@ -157,8 +157,8 @@ def tokens_of(prompts: list[str], tokenizer: CLIPTokenizer | None, config: CLIPT
 def load(path: str | Path | None, *, prediction: Prediction, tokenizer: str | Path | None = None) -> StableDiffusion:
     """Stable Diffusion 2.1-base in float32 on the CPU, from a diffusers folder or an official single file. Nothing is fetched.
 
-    Args:    path: with unet/, vae/, text_encoder/ and tokenizer/ as diffusers writes them (safetensors), or a .ckpt or
-                 .safetensors file; no code in it is run.
+    Args:    path: with unet/, vae/, text_encoder/ and tokenizer/ as diffusers writes them (safetensors, or .bin
+                 where these are not there), or a .ckpt or .safetensors file; no code in it is run.
              prediction: what the UNet must predict: "eps" for 2.1-base, "v" for the one of DiffBIR v2.1. A single file does
                  not tell; `check_prediction` does.
              tokenizer: a folder with vocab.json and merges.txt, in place of the one in `path`.
@@ -227,7 +227,16 @@ def _from_folder(path: Path, prediction: Prediction) -> dict[str, Any]:
 
 def _part_of_folder(path: Path, name: str, kind: Any) -> Any:
     disable_progress_bar()  # it would stand between a command's own
-    options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
+    safe, pickled = "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"
+    if kind is CLIPTextModel:
+        safe, pickled = "model.safetensors", "pytorch_model.bin"
+    there = {file.name.removesuffix(".index.json") for file in (path / name).iterdir()}  # of shards there is an index
+    if not {safe, pickled} & there:
+        raise ValueError(f"{name}/ has neither {safe} nor {pickled}: fetch one of them, and no variant such as fp16 alone")
+    if safe not in there:
+        for file in (path / name).glob("*.bin"):
+            read(file)  # no code of it is run there either, but here it is said why one is refused
+    options: dict[str, Any] = {"local_files_only": True, "use_safetensors": safe in there, "output_loading_info": True}
     own = {"dtype": torch.float32} if kind is CLIPTextModel else {"torch_dtype": torch.float32, "low_cpu_mem_usage": False}
     part, report = kind.from_pretrained(path / name, **options, **own)
     odd = [f"{what}: {key}" for what in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in report[what]]

@@ -4,6 +4,7 @@ import errno
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -128,11 +129,28 @@ def test_codeformer_at_several_w(codeformer: CodeFormer, tmp_path: Path, restore
 
 
 def test_a_face_larger_than_a_tile_is_not_cut_up_for_codeformer(codeformer: CodeFormer, tmp_path: Path, restore: Cli) -> None:
-    photo = write_photographs(tmp_path / "in", count=1, size=32) / "00.png"
-    code, printed = restore("ckpt=codeformer.pth", f"input={photo}", "output=out", "tile_px=16", "overlap_px=0")
+    photo = write_photographs(tmp_path / "in", count=1, size=520) / "00.png"
+    code, printed = restore("ckpt=codeformer.pth", f"input={photo}", "output=out")
     assert code == 1
-    assert f"error: {photo}: CodeFormer with img_size=16 takes images of 16x16, not 32x32" in printed
+    assert f"error: {photo}: CodeFormer with img_size=16 takes images of 16x16, not 520x520" in printed
     assert not [*(tmp_path / "out").iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["ckpt=elan.pth", "w=0.5"], "w does nothing: elan.pth holds ELAN, which takes no fidelity; leave w out"),
+        (["ckpt=codeformer.pth", "tile_px=512"], "tile_px does nothing: codeformer.pth holds CodeFormer, which takes no tiles"),
+        (["ckpt=codeformer.pth", "overlap_px=0"], "overlap_px does nothing: codeformer.pth holds CodeFormer, which takes no"),
+    ],
+)
+@pytest.mark.usefixtures("elan", "codeformer")
+def test_keys_that_the_network_has_no_use_for(arguments: list[str], says: str, tmp_path: Path, restore: Cli) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "00.png").write_bytes(b"never read")
+    code, printed = restore(*arguments, "input=in", "output=out")
+    assert (code, len(printed.splitlines())) == (1, 1), printed
+    assert f"error: {says}" in printed
 
 
 def test_bad_images_are_named_and_the_rest_is_done(elan: Path, tmp_path: Path, restore: Cli) -> None:
@@ -212,6 +230,24 @@ def test_what_went_wrong_before_an_abort_is_told(
     assert says in printed
     monkeypatch.setattr("train.restore.write_png", write_png)
     assert "2 of 4 images restored into out" in restore(*arguments)[1]
+
+
+def test_sigterm_ends_it_as_ctrl_c_does(elan: Path, tmp_path: Path, restore: Cli) -> None:
+    write_photographs(tmp_path / "in", count=60, size=200)
+    arguments = [f"ckpt={elan}", "input=in", "output=out", "tile_px=48", "overlap_px=16"]
+    command = [sys.executable, str(ROOT / "restore.py"), *arguments, "device=cpu"]
+    running = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while running.poll() is None and not (tmp_path / "out" / "00.png").exists():
+        time.sleep(0.01)
+    running.terminate()
+    running.terminate()  # as timeout does
+    printed, errors = running.communicate(timeout=60)
+    assert (running.returncode, errors) == (75, "interrupted: the same command goes on from there\n")
+    made = sorted(file.name for file in (tmp_path / "out").iterdir())
+    assert 0 < len(made) < 60
+    assert made == [f"{number:02d}.png" for number in range(len(made))], "nothing of the one that was dropped"
+    counted = [f"{count} of 60 images restored into out" for count in (len(made), len(made) - 1)]  # it may come in between
+    assert printed.startswith(tuple(counted))
 
 
 def test_a_name_that_can_not_be_written_stops_no_other(elan: Path, tmp_path: Path, restore: Cli) -> None:

@@ -19,7 +19,8 @@ from models.official import export
 from models.sampling import drawn_from
 from models.stable_diffusion import load
 from models.swinir import SwinIR
-from tests.models.test_stable_diffusion import SETTINGS, control, write_folder
+from tests.models.test_stable_diffusion import SETTINGS, control, pickled, write_folder
+from tests.models.test_vqgan import tiny as autoencoder
 from tests.test_restore import picture
 from tests.toy import ROOT, write_photographs
 from train.diffbir import V2, VERSIONS, noise_of
@@ -65,7 +66,7 @@ def that_predicts_noise(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with sd (predicts noise), sd_v (as drawn, which counts as v), control.pth and swinir.pth; left as it is."""
+    """sd (predicts noise), sd_v (as drawn, which counts as v), control.pth, swinir.pth and vqgan.pth; they stay as they are."""
     folder = tmp_path_factory.mktemp("diffbir")
     write_folder(folder / "sd_v", prediction_type="v_prediction")
     shutil.copytree(folder / "sd_v", folder / "sd")
@@ -73,6 +74,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "sd/scheduler/scheduler_config.json").write_text(json.dumps({"prediction_type": "epsilon"}))
     torch.save(full_state(control()), folder / "control.pth")
     torch.save({"params": full_state(tiny_swinir())}, folder / "swinir.pth")
+    torch.save({"params_ema": autoencoder().state_dict()}, folder / "vqgan.pth")
     return folder
 
 
@@ -155,6 +157,13 @@ def test_a_control_network_as_a_folder_of_diffusers(
 ) -> None:
     export(files / "control.pth", tmp_path / "control", "diffusers")
     assert restore(f"input={plain[0]}", "stage2=control")[0] == 0
+    torch.testing.assert_close(picture(tmp_path / "out" / "00.png"), plain[1], rtol=0, atol=1.01 / 255)
+
+
+def test_stable_diffusion_in_pickles(files: Path, tmp_path: Path, restore: Cli, plain: tuple[Path, Tensor]) -> None:
+    pickled(shutil.copytree(files / "sd", tmp_path / "sd"))
+    code, printed = restore(f"input={plain[0]}", "sd=sd")
+    assert (code, len(printed.splitlines())) == (0, 1), printed
     torch.testing.assert_close(picture(tmp_path / "out" / "00.png"), plain[1], rtol=0, atol=1.01 / 255)
 
 
@@ -251,6 +260,7 @@ def test_an_image_that_memory_does_not_hold(tmp_path: Path, restore: Cli, monkey
         (["sd={here}/no_words"], "needs a tokenizer, and a single-file checkpoint has none: give tokenizer=FOLDER"),
         (["stage2={files}/swinir.pth"], "swinir.pth holds SwinIR: give an IRControlNet"),
         (["stage1={files}/control.pth"], "control.pth holds DiffBIR's control network, which restores nothing by itself"),
+        (["stage1={files}/vqgan.pth"], "vqgan.pth holds VQAutoEncoder, which restores no images: give a restorer"),
         (["stage2=gone.pth"], "gone.pth does not exist"),
         (["sampler=euler"], "sampler=euler: there are spaced, ddim, edm_dpm++_2m, edm_dpm++_3m_sde"),
         (["steps=1"], "steps=1: the spaced sampler takes 2 to 1000"),
@@ -260,9 +270,17 @@ def test_an_image_that_memory_does_not_hold(tmp_path: Path, restore: Cli, monkey
         (["version=v2.1", "prediction=eps"], "prediction=eps with zero_snr=true"),
         (["start_point_type=image"], "start_point_type=image: give noise or cond"),
         (["noise_aug=1000"], "noise_aug=1000: a timestep from 0 (none) to 999"),
-        (["g_space=rgb"], "g_space=rgb does nothing by itself: add g_scale above 0"),
+        (["g_space=rgb"], "g_space does nothing by itself: add g_scale above 0"),
+        (["g_scale=1", "g_t_start=400", "g_t_stop=300"], "guidance from g_t_start=400 to g_t_stop=300 meets none of 2 steps"),
+        (["w=0.7"], "w does nothing: {files}/swinir.pth holds SwinIR, which takes no fidelity; leave w out"),
+        (["cfg=1", "negative=blurry"], "negative does nothing with cfg=1, which is no guidance: give another cfg"),
+        (["cfg=0", "prompt=sharp"], "prompt does nothing with cfg=0, which is the negative prompt alone"),
+        (["cfg=1", "rescale_cfg=true"], "rescale_cfg does nothing with cfg=1: give cfg above 1"),
+        (["strength=0", "noise_aug=9"], "noise_aug does nothing with strength=0: raise strength"),
+        (["negative=", "tokenizer={files}"], "tokenizer does nothing with no prompt to read: leave tokenizer out"),
+        (["cfg=1", "tokenizer={files}"], "tokenizer does nothing with no prompt to read: leave tokenizer out"),
         (["g_scale=1", "sampler=ddim"], "guidance with sampler=ddim: only sampler=spaced has it"),
-        (["cldm_tile_size=16"], "cldm_tile_size=16 does nothing by itself: add cldm_tiled=true"),
+        (["cldm_tile_size=16"], "cldm_tile_size does nothing by itself: add cldm_tiled=true"),
         (["cldm_tiled=true", "cldm_tile_size=24"], "cldm_tile_size=24: give a multiple of 16"),
         (["cldm_tiled=true", "cldm_tile_stride=520"], "cldm_tile_stride=520: give a multiple of 8 up to cldm_tile_size, 512"),
         (["w=[0,1]"], "w=[0.0, 1.0] with pipeline=diffbir: give the first stage one fidelity"),
@@ -279,7 +297,7 @@ def test_mistakes(arguments: list[str], says: str, files: Path, tmp_path: Path, 
         spoiled(files, tmp_path / place)
     code, printed = restore(*(argument.format(files=files, here=tmp_path) for argument in arguments))
     assert code == 1
-    assert says in printed
+    assert says.format(files=files) in printed
     assert len(printed.splitlines()) == 1, "it is said once, before any image"
 
 

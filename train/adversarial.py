@@ -26,7 +26,8 @@ class AdversarialTask(RestorationTask):
     discriminators are not in the Trainer's hands: it counts the generator's steps alone, and its DDP knows the generator
     alone; their gradients are averaged over the ranks here.
 
-    Raises: ValueError: a term of the loss speaks `of` a discriminator that isn't there, or `adaptive_at` no parameter.
+    Raises: ValueError: a term of the loss speaks `of` a discriminator that isn't there, no term of one that is, or
+            `adaptive_at` names no parameter.
     """
 
     offers = RestorationTask.offers | {"fake_logits", "fake_features", "real_features"}
@@ -65,6 +66,13 @@ class AdversarialTask(RestorationTask):
             raise ValueError(
                 "no term of loss.terms speaks of a discriminator: add losses.adversarial.Adversarial, or train "
                 "with task=regression"
+            )
+        heard = {terms[name].of for name in self.adversarial}
+        if unheard := [name for name in adversary.discriminators if name not in heard]:
+            way_out = " ".join(f"~adversary.discriminators.{name}" for name in unheard)
+            raise ValueError(
+                f"no term of loss.terms speaks of {', '.join(unheard)} in adversary.discriminators, which would train for "
+                f"nothing: add one with of: {unheard[0]}, or leave out what none hears ({way_out})"
             )
         self.adaptive = {
             name: _parameter(network, terms[name].adaptive_at, name)

@@ -9,6 +9,7 @@ import inspect
 import json
 import re
 from collections.abc import Iterator
+from pydoc import locate
 from typing import Annotated, Any, Literal, get_type_hints
 
 from annotated_types import Ge, Gt, Interval
@@ -193,6 +194,9 @@ def _check_run(config: Node, raw: Node) -> Iterator[str]:
             yield f"init.{key}={values[f'init.{key}']!r}: nothing reads the key init.{key}, {config['name']} takes init.ckpt"
     for key in NOT_OURS & config["trainer"].keys():
         yield f"trainer.{key}={config['trainer'][key]!r} is not for a configuration: the run sets it itself"
+    precision = config["trainer"].get("precision")
+    if str(precision).startswith("64"):
+        yield f"trainer.precision={precision}: losses are computed and weights opened in float32 at most: take 32-true"
     for part, what, tasks in (
         ("adversary", "without discriminators", "adversarial, autoencoding or controllable"),
         ("codes", "without codes", "codes or controllable"),
@@ -214,11 +218,11 @@ def _check_run(config: Node, raw: Node) -> Iterator[str]:
 
 
 def _check_prior(name: str, init: Node, network: Node) -> Iterator[str]:
-    """Of a generative prior within the network (GFPGAN): its own file, or all of the network from one."""
+    """Of a generative prior within the network, whose class names it (GFPGAN.prior): its own file, or all of the network's."""
     prior, whole = init.get("prior"), init["ckpt"]
     if prior and whole:
         yield f"init.prior={prior} and init.ckpt={whole}: the second holds a prior as well; give one of them"
-    if prior and "fix_decoder" not in network:
+    if prior and not hasattr(locate(str(network.get("_target_"))), "prior"):
         yield f"init.prior={prior}: {network.get('_target_')} has no prior within: choose network=gfpgan, or give init.ckpt"
     if prior or whole:
         return

@@ -151,15 +151,22 @@ READERS: dict[str, tuple[Callable[[str], Any], str]] = {  # as in train/restore.
 
 
 def options_of(given: dict[str, Any]) -> Options:
-    """The keys that were given, and those of their version. Raises ValueError: a key without the one that it belongs to."""
+    """The keys that were given, and those of their version. Raises ValueError: a key that does nothing beside the others."""
     version = given.get("version", "v2")
     options = Options(**{"version": version, **VERSIONS[version], **given})
-    for idle, prefix, way_out in (
-        (options.g_scale == 0, "g_", "g_scale above 0"),
-        (not options.cldm_tiled, "cldm_tile_", "cldm_tiled=true"),
+    cfg = f"with cfg={options.cfg:g}"
+    prompts = (options.prompt, options.negative if options.cfg != 1 else "")
+    for idle, prefix, why in (
+        (options.g_scale == 0, "g_", "by itself: add g_scale above 0"),
+        (not options.cldm_tiled, "cldm_tile_", "by itself: add cldm_tiled=true"),
+        (options.cfg == 1, "negative", f"{cfg}, which is no guidance: give another cfg, or leave negative out"),
+        (options.cfg == 0, "prompt", f"{cfg}, which is the negative prompt alone: give another cfg, or leave prompt out"),
+        (options.rescale_cfg and options.cfg <= 1, "rescale_cfg", f"{cfg}: give cfg above 1, or leave rescale_cfg out"),
+        (options.noise_aug and not options.strength, "noise_aug", "with strength=0: raise strength, or leave noise_aug out"),
+        (not any(map(str.strip, prompts)), "tokenizer", "with no prompt to read: leave tokenizer out"),
     ):
         if idle and (without := [key for key in given if key.startswith(prefix) and key != "g_scale"]):
-            raise ValueError(f"{without[0]}={given[without[0]]} does nothing by itself: add {way_out}")
+            raise ValueError(f"{without[0]} does nothing {why}")
     return options
 
 

@@ -25,6 +25,7 @@ from models.ircontrolnet import IRControlNet
 from train import diffbir
 from train.cli import fail
 from train.config import nearest
+from train.signals import Interrupting, exit_code, stop_signal
 from train.tiles import restore_tiled, rounded
 
 HELP = f"""python restore.py ckpt=FILE input=DIR output=DIR [KEY=VALUE …]
@@ -59,6 +60,7 @@ class Options:
     device: str = "auto"
     bf16: bool = False
     second: diffbir.Options | None = None
+    given: frozenset[str] = frozenset()  # keys of the above that the user set
 
 
 def fidelities(text: str) -> tuple[float, ...]:
@@ -79,7 +81,7 @@ READERS: dict[str, tuple[Callable[[str], Any], str]] = {
     "pipeline": ({"diffbir": "diffbir"}.__getitem__, "diffbir, or leave it out to restore with one network"),
     **diffbir.READERS,
 }
-OWN = [each.name for each in fields(Options) if each.name != "second"]
+OWN = [each.name for each in fields(Options) if each.name not in ("second", "given")]
 SECOND = [each.name for each in fields(diffbir.Options)]
 
 
@@ -87,14 +89,15 @@ def main() -> None:
     if {"--help", "-h"} & set(sys.argv[1:]):
         print(HELP)
         return
-    try:
-        if not restore_folder(options_of(sys.argv[1:])):
-            sys.exit(1)
-    except (ValueError, OSError) as error:
-        fail(str(error))
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on from there", file=sys.stderr)
-        sys.exit(130)  # as a shell says it of Ctrl-C
+    with Interrupting():
+        try:
+            if not restore_folder(options_of(sys.argv[1:])):
+                sys.exit(1)
+        except (ValueError, OSError) as error:
+            fail(str(error))
+        except KeyboardInterrupt:
+            print("interrupted: the same command goes on from there", file=sys.stderr)
+            sys.exit(exit_code(stop_signal()))
 
 
 def options_of(arguments: list[str]) -> Options:
@@ -120,9 +123,9 @@ def options_of(arguments: list[str]) -> Options:
         example = "pipeline=diffbir stage1=FILE stage2=FILE sd=DIR" if two_stages else "ckpt=FILE"
         raise ValueError(f"{missing[0]} is not set: give {example} input=DIR output=DIR")
     if not two_stages:
-        return Options(**given)
+        return Options(**given, given=frozenset(given))
     second = diffbir.options_of({key: given.pop(key) for key in SECOND if key in given})
-    options = Options(ckpt=given.pop("stage1"), **given, second=second)
+    options = Options(ckpt=given.pop("stage1"), **given, second=second, given=frozenset(given))
     if len(options.w) > 1:
         raise ValueError(f"w={list(options.w)} with pipeline=diffbir: give the first stage one fidelity")
     return options
@@ -224,9 +227,18 @@ def one_network(options: Options, device: torch.device) -> Callable[[Tensor], Te
             f"{options.ckpt} holds DiffBIR's control network, which restores nothing by itself: give pipeline=diffbir "
             f"stage1=FILE stage2={options.ckpt} sd=DIR"
         )
+    arguments = inspect.signature(network.forward).parameters
+    if options.second is not None and "lq" not in arguments:  # as in training: train/control.py
+        raise ValueError(f"stage1={options.ckpt} holds {type(network).__name__}, which restores no images: give a restorer")
     multiple = getattr(network, "multiple", None)  # only networks of windows have it; the others need the whole image
-    rounded(options.tile_px, options.overlap_px, multiple or 1)
-    takes_w = "w" in inspect.signature(network.forward).parameters
+    takes_w = "w" in arguments
+    for used, keys, what in ((takes_w, {"w"}, "fidelity"), (multiple, {"tile_px", "overlap_px"}, "tiles")):
+        if not used and (idle := min(keys & options.given, default=None)):
+            raise ValueError(
+                f"{idle} does nothing: {options.ckpt} holds {type(network).__name__}, which takes no {what}; leave {idle} out"
+            )
+    if multiple:
+        rounded(options.tile_px, options.overlap_px, multiple)
     ways: list[dict[str, Any]] = [{"w": w, "adain": True} for w in options.w] if takes_w else [{}]
 
     def on_device(lq: Tensor, way: dict[str, Any]) -> Tensor:

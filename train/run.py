@@ -119,7 +119,8 @@ def make_task(config: dict[str, Any], trainer: L.Trainer, fresh: bool = True) ->
             report = official.load_into(network, init["ckpt"], strict=init["strict"], parts=init["parts"])
             say(f"init.ckpt={init['ckpt']}: {report}")
         if prior := init.get("prior"):
-            report = official.load_into(network.get_submodule("stylegan_decoder"), prior, strict=init["strict"])
+            part: Any = network.prior  # its name: train/config.py saw that there is one
+            report = official.load_into(network.get_submodule(part), prior, strict=init["strict"])
             say(f"init.prior={prior}: {report}")
         if task.ema:
             task.ema.average.load_state_dict(network.state_dict())

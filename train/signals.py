@@ -20,7 +20,12 @@ class Interrupted(Exception):
 
     @property
     def exit_code(self) -> int:
-        return 130 if self.signum == signal.SIGINT else REQUEUE  # 130 as a shell says it of Ctrl-C
+        return exit_code(self.signum)
+
+
+def exit_code(signum: int) -> int:
+    """Of a process that ends as a signal asked it to: 130, as a shell says it, of Ctrl-C, or of no signal that we know."""
+    return REQUEUE if signum in (signal.SIGTERM, *NEAR_LIMIT) else 130
 
 
 class Signals:
@@ -46,6 +51,21 @@ class Signals:
             raise KeyboardInterrupt
         if not (signum == signal.SIGTERM and Signals.received in NEAR_LIMIT):  # the limit itself, after its announcement
             Signals.received = signum
+
+
+class Interrupting(Signals):
+    """Within it the first of them breaks off what is under way, as Ctrl-C does by itself; stop_signal tells which it was.
+
+    For work of which only the piece in hand is lost. What comes after it (`timeout` sends two) lets the last words be said; a
+    second Ctrl-C does not.
+    """
+
+    @staticmethod
+    def _note(signum: int, frame: FrameType | None) -> None:
+        first = not stop_signal()
+        Signals._note(signum, frame)
+        if first:
+            raise KeyboardInterrupt
 
 
 def stop_signal() -> int:

@@ -89,6 +89,8 @@ MISTAKES = [
     ("task.ema_decay=0.5", "task.ema_decay=0.5: conf/task wires the groups together; set ema_decay instead"),
     ("+trainer.max_epochs=1", "trainer.max_epochs=1 is not for a configuration"),
     ("+trainer.limit_train_batches=2", "trainer.limit_train_batches=2 is not for a configuration"),
+    ("trainer.precision=64-true", "trainer.precision=64-true: losses are computed and weights opened in float32 at most: take"),
+    ("trainer.precision=64", "trainer.precision=64: losses"),
     ("trainer.accelerator=cup", "trainer.accelerator='cup': Input should be 'auto', 'cpu'"),
     ("trainer.devices=[0]", "trainer: "),
     ("network.depths=[]", "network.depths=[]: List should have at least 1 item"),

@@ -30,7 +30,7 @@ from models.diffusion import NoiseSchedule
 from models.families import CheckpointError
 from models.ircontrolnet import IRControlNet, from_diffusers, to_diffusers
 from models.sampling import SAMPLERS, drawn_from, sigma_schedule
-from models.stable_diffusion import TEXT, UNET, VAE, StableDiffusion, check_prediction, load, tokens_of
+from models.stable_diffusion import TEXT, UNET, VAE, StableDiffusion, check_prediction, load, load_autoencoder, tokens_of
 from tests.parity.ircontrolnet import tokenizer
 
 UNET_CONFIG: dict[str, Any] = {
@@ -319,6 +319,44 @@ def test_a_diffusers_folder(tmp_path: Path) -> None:
     assert_same(found)
     words = ["a low-resolution photo"]
     assert torch.equal(found.text(words), toy(words=True).text(words))
+
+
+WEIGHTS = {
+    "unet": ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"),
+    "vae": ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"),
+    "text_encoder": ("model.safetensors", "pytorch_model.bin"),
+}
+
+
+def pickled(path: Path) -> Path:
+    """The folder with .bin files in place of safetensors."""
+    for part, (safe, pickle) in WEIGHTS.items():
+        torch.save(load_file(path / part / safe), path / part / pickle)
+        (path / part / safe).unlink()
+    return path
+
+
+def test_a_folder_of_pickles(tmp_path: Path) -> None:
+    path = pickled(write_folder(tmp_path / "sd"))
+    assert_same(load(path, prediction="eps"))
+    image = torch.rand(1, 3, 16, 24)
+    assert torch.equal(load_autoencoder(path).moments(image), toy().moments(image))
+
+
+@pytest.mark.parametrize("part", WEIGHTS)
+def test_pickles_that_are_refused(part: str, tmp_path: Path) -> None:
+    path = pickled(write_folder(tmp_path / "sd"))
+    safe, pickle = WEIGHTS[part]
+    file = path / part / pickle
+    torch.save({"state_dict": torch.load(file, weights_only=True), "run": print}, file)
+    with pytest.raises(CheckpointError, match=rf"{part}/{pickle} is refused: as a pickle it would run code .*print"):
+        load(path, prediction="eps")
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=rf"{part}/{pickle} is truncated or not a checkpoint"):
+        load(path, prediction="eps")
+    file.rename(file.with_suffix(".fp16.bin"))
+    with pytest.raises(CheckpointError, match=rf"sd is not .* 2.1-base: {part}/ has neither {safe} nor {pickle}: fetch one"):
+        load(path, prediction="eps")
 
 
 def test_a_folder_with_older_keys(tmp_path: Path) -> None:

@@ -146,6 +146,19 @@ def test_a_run_starts_from_a_prior_or_from_a_whole_network(given: Path, cli: Cli
         assert "Traceback" not in printed
 
 
+def test_a_discriminator_that_no_term_hears_is_refused(given: Path, cli: Cli, tmp_path: Path) -> None:
+    deaf = full(given, "trainer.max_steps=1", "~loss.terms.gan_left_eye", "~loss.terms.gan_mouth", "~loss.terms.style_mouth")
+    code, printed = cli(*deaf)
+    assert code == 1
+    assert "error: no term of loss.terms speaks of mouth in adversary.discriminators, which would train for nothing" in printed
+    assert "of: mouth, or leave out what none hears (~adversary.discriminators.mouth)\n" in printed
+    code, printed = cli(*deaf, "~adversary.discriminators.mouth")
+    assert code == 0, printed
+    row = read_rows(tmp_path / "runs" / "run" / "metrics.csv")[0]
+    assert float(row["train/left_eye.gan"]) > 0, "its style is heard"
+    assert "train/mouth.gan" not in row
+
+
 def test_released_weights_wait_for_fresh_discriminators(given: Path, cli: Cli, tmp_path: Path) -> None:
     """In a warm-up the generator, its EMA and its optimizer stay to the bit, and every discriminator moves."""
     own = ["model=gfpgan_clean", f"init.ckpt={given}/clean.pth", *NETWORK, *FULL, f"data.root={given}/photographs"]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from models import official
 from tests.toy import ROOT, TINY_DATA, TINY_NETWORK, TINY_RUN, write_photographs
@@ -35,6 +36,34 @@ def photographs(tmp_path: Path) -> Path:
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
     return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+class WithPrior(nn.Module):
+    """A network with a prior, which it names itself."""
+
+    prior = "faces"
+
+    def __init__(self, *, width: int) -> None:
+        super().__init__()
+        self.entry, self.faces = nn.Conv2d(3, width, 1), nn.Conv2d(width, 3, 1)
+        self.faces.requires_grad_(False)
+
+    def forward(self, lq: Tensor) -> Tensor:
+        return self.faces(self.entry(lq))
+
+
+def test_the_weights_of_a_prior_go_where_the_network_says(cli: Cli, tmp_path: Path, photographs: Path) -> None:
+    torch.save(nn.Conv2d(4, 3, 1).state_dict(), tmp_path / "prior.pth")
+    run = [each for each in RUN if not each.startswith("network.")] + [f"data.root={photographs}", "+init.prior=prior.pth"]
+    own = ["~network", "+network._target_=tests.train.test_run.WithPrior", "+network.width=4"]
+    code, printed = cli(*run, *own)
+    assert code == 0, printed
+    prior, trained = official.read(tmp_path / "prior.pth").state, weights(tmp_path / "runs" / "run")
+    for where in ("network.", "ema.average."):
+        assert all(torch.equal(trained[f"{where}faces.{key}"], value) for key, value in prior.items())
+    code, printed = cli(*run, *TINY_NETWORK, "name=other")
+    assert code == 1
+    assert "init.prior=prior.pth: models.swinir.SwinIR has no prior within: choose network=gfpgan, or give init" in printed
 
 
 def test_a_run_leaves_what_it_promises(cli: Cli, tmp_path: Path, photographs: Path) -> None:
