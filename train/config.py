@@ -251,7 +251,12 @@ def _check_node(path: str, node: Node, raw: Any, valid: list[str]) -> Iterator[s
     try:
         target = get_object(node["_target_"])
     except Exception as error:
-        yield f"{path}._target_={node['_target_']!r} can't be imported: {error}"
+        package = node["_target_"].partition(".")[0]
+        if getattr(error.__cause__, "name", None) == package:
+            reason = f"there is no package {package} here: check its spelling, or install it (uv pip install {package})"
+        else:
+            reason = " ".join(str(error).splitlines())
+        yield f"{path}._target_={node['_target_']!r} can't be imported: {reason}"
         return
     hints = _hints(target)
     parameters = _parameters(node)

@@ -125,6 +125,8 @@ class RestorationTask(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer(params=[p for p in self.network.parameters() if p.requires_grad])
+        if self.sharded and type(optimizer).__module__.startswith("bitsandbytes."):
+            raise ValueError(f"trainer=fsdp: {type(optimizer).__name__} takes no sharded weights: choose trainer=ddp")
         schedule = self.make_schedule(optimizer=optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -36,6 +36,7 @@ MISTAKES = [
     ("network.mlp_ratio=-1", "network.mlp_ratio=-1: Input should be greater than 0"),
     ("network.upsampler=bicubic", "network.upsampler='bicubic': Input should be 'nearest+conv', 'pixelshuffle'"),
     ("network._target_=models.swinir.Swin", "network._target_='models.swinir.Swin' can't be imported"),
+    ("optimizer._target_=bitsandbites.AdamW8bit", "there is no package bitsandbites here: check its spelling, or install it"),
     ("optimizer.lr=-1e-4", "optimizer.lr=-0.0001: Input should be greater than 0"),
     ("optimizer.lr=fast", "optimizer.lr='fast': Input should be a valid number"),
     ("optimizer.betas=[0.9,1.5]", "Input should be less than 1"),

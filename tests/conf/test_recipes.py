@@ -65,7 +65,7 @@ def test_nothing_is_overlooked() -> None:
         "logger": 3,
         "adversary": 4,
     }
-    assert len(CASES) == 1 + 4 + 4 + 2 + 16 + 3 + 4 + 2 + 3
+    assert len(CASES) == 1 + 4 + 4 + 2 + 16 + 3 + 4 + 5 + 3
 
 
 @pytest.mark.parametrize(("group", "name"), CASES, ids=["=".join(case) for case in CASES])
