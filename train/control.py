@@ -45,7 +45,7 @@ class FirstStage(nn.Module):
         arguments = inspect.signature(self.network.forward).parameters
         if "lq" not in arguments:
             raise ValueError(f"stage1={path} holds {type(self.network).__name__}, which restores no images: give a restorer")
-        self.options = {"w": w, "adain": adain} if "w" in arguments else {}
+        self.options = {"w": float(w), "adain": adain} if "w" in arguments else {}
         self.eval().requires_grad_(False)
         self.fingerprint = f"{digest_of(self.network)} {self.options}"
 
