@@ -4,17 +4,25 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
+from data.images import UnreadableImage, decode
 from data.names import lacking, paths_of, rows_of
 from data.pickles import load
+from data.prepare.duplicates import perceptual_hash
 from data.sources import Source, existing, first_few
 
 PARTS = ("left_eye", "right_eye", "mouth")  # left and right in the picture
 COLUMNS = ("path", "side_px", *(f"{part}_{what}" for part in PARTS for what in ("x", "y", "half")))
+HASH = "hash"  # a column more: perceptual, so that it is that of the image at any size
 OFFICIAL_SIDE_PX = 512
+LOOKED_AT = 5  # images of data.root whose hash is compared
+# Of 256. Portraits at another size differ in 4 at most, retouched ones in few, LQs of them in 6 to 22 (medians of the published
+# degradations), those of two people in 86 or more.
+MAX_DISTANCE_BITS = 64
 
 
 @dataclass(frozen=True)
@@ -24,6 +32,7 @@ class ComponentFile:
     names: list[str]
     side_px: np.ndarray  # (n,) float64: the image is square
     components: np.ndarray  # (n, 3, 3) float64: of each of PARTS the centre's x and y and half a side, in pixels of that image
+    hashes: list[int | None]  # hash_of each image; None: the file doesn't say
 
     def impossible(self) -> list[str]:
         """Names of the images whose components are no numbers, or lie out of the image."""
@@ -31,6 +40,11 @@ class ComponentFile:
         inside = ((centre >= 0) & (centre <= side[..., None])).all(axis=2) & (half > 0) & (half <= side / 2)
         good = inside.all(axis=1) & np.isfinite(self.side_px)
         return [name for name, is_good in zip(self.names, good, strict=True) if not is_good]
+
+
+def hash_of(photo: np.ndarray) -> str:
+    """64 hexadecimal digits that tell a photo, (h, w, 3) uint8 RGB, at any size."""
+    return perceptual_hash(cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY))
 
 
 def read(file: str) -> ComponentFile:
@@ -62,7 +76,8 @@ def _ours(path: Path) -> ComponentFile:
             raise ValueError(f"it lacks the columns {first_few(sorted(missing))}")
         rows = list(reader)
     numbers = np.array([[float(row[column]) for column in COLUMNS[1:]] for row in rows]).reshape(-1, 10)
-    return ComponentFile([row["path"] for row in rows], numbers[:, 0], numbers[:, 1:].reshape(-1, 3, 3))
+    hashes = [int(row[HASH], 16) if row.get(HASH) else None for row in rows]
+    return ComponentFile([row["path"] for row in rows], numbers[:, 0], numbers[:, 1:].reshape(-1, 3, 3), hashes)
 
 
 def _official(path: Path) -> ComponentFile:
@@ -70,20 +85,21 @@ def _official(path: Path) -> ComponentFile:
     content = load(path)
     numbers = [[[float(number) for number in of_image[part]] for part in PARTS] for of_image in content.values()]
     components = np.array(numbers).reshape(-1, 3, 3)
-    return ComponentFile(list(content), np.full(len(content), float(OFFICIAL_SIDE_PX)), components)
+    return ComponentFile(list(content), np.full(len(content), float(OFFICIAL_SIDE_PX)), components, [None] * len(content))
 
 
 class Components:
     """The components of a source's images, and of their mirror images.
 
     Args:    file: see read. size: side of the training images in pixels.
-    Raises:  ValueError: the file can't be read, or lacks images of the source.
+    Raises:  ValueError: the file can't be read, lacks images of the source, or is of others of the same names.
     """
 
     def __init__(self, *, file: str, source: Source, size: int) -> None:
         self.file, self.size = file, size
         contents = read(file)
         rows = self._rows(source, contents.names)
+        self._check_faces(source, [contents.hashes[row] for row in rows[:LOOKED_AT]])
         at_size = contents.components * (size / contents.side_px)[:, None, None]
         self.places = torch.from_numpy(at_size[rows].astype(np.float32))
 
@@ -108,6 +124,26 @@ class Components:
                 "face the places of FFHQ's mean face"
             )
         return rows
+
+    def _check_faces(self, source: Source, hashes: list[int | None]) -> None:
+        """Raises ValueError: most of the source's first images don't look like those of these hashes."""
+        others, looked_at = [], 0
+        for index, wanted in enumerate(hashes):
+            if wanted is None:
+                continue
+            try:
+                found = int(hash_of(decode(source.read(index), source.name(index))), 16)
+            except (OSError, UnreadableImage):  # data.on_error says what becomes of it
+                continue
+            looked_at += 1
+            if (found ^ wanted).bit_count() > MAX_DISTANCE_BITS:
+                others.append(source.name(index))
+        if 2 * len(others) > looked_at:
+            raise ValueError(
+                f"data.components={self.file} is of other images of these names: {len(others)} of the first {looked_at} of "
+                f"data.root don't look like them ({first_few(others)}): give the file that was made of data.root, or make "
+                "another one with python -m data.prepare landmarks"
+            )
 
     def of(self, index: int, mirrored: bool) -> Tensor:
         """(3, 3) float32 of an image of the source: of left eye, right eye and mouth the centre's x and y and half a side.

@@ -35,6 +35,9 @@ KEYS = {
 
 def main(arguments: list[str]) -> None:
     """Raises ValueError with one sentence for the user."""
+    if {"--help", "-h"} & set(arguments):
+        print(__doc__)
+        return
     if not arguments or arguments[0] != "preview":
         raise ValueError(f"give a command\n\n{__doc__}")
     options, overrides = parsed(arguments[1:])
@@ -63,7 +66,7 @@ def main(arguments: list[str]) -> None:
 def parsed(arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
     """The command's own keys with their defaults, and what Hydra is to read.
 
-    Raises:  ValueError: no key=value, an unknown key, or no image.
+    Raises:  ValueError: no key=value, an unknown key, no image, or no picture to write.
     """
     options: dict[str, Any] = dict(KEYS)
     overrides = []
@@ -79,6 +82,8 @@ def parsed(arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
             options[key] = value
     if options["image"] is None:
         raise ValueError("image is not set: give a photo as image=PHOTO")
+    if Path(options["out"]).suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise ValueError(f"out={options['out']} is no name of a picture: give one that ends with .png, as in out=preview.png")
     return options, overrides
 
 
@@ -99,14 +104,18 @@ def drawn_by(degradation: Any, options: dict[str, Any], hq: Tensor) -> list[dict
 
 
 def parameters_of(options: dict[str, Any]) -> list[dict[str, Any]]:
-    """What an earlier preview listed. Raises ValueError: no such file, or another content."""
+    """What an earlier preview listed. Raises ValueError: no such file, another content, or of another degradation."""
     path = Path(options["parameters"])
     try:
-        return list(json.loads(path.read_text())["parameters"])
+        listed = json.loads(path.read_text())
+        of, drawn = str(listed["degradation"]), list(listed["parameters"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"parameters={path} can't be read ({type(error).__name__}): give the .json that a preview wrote"
         ) from error
+    if of != options["degradation"]:
+        raise ValueError(f"parameters={path} are of degradation={of}, not {options['degradation']}: give degradation={of} too")
+    return drawn
 
 
 def number(options: dict[str, Any], key: str, least: int) -> int:

@@ -105,7 +105,9 @@ def test_a_folder_and_what_is_left_of_it(files: Path, tmp_path: Path, restore: C
     expected = second_stage(files, first, "deep/01.png")[0]
     torch.testing.assert_close(picture(made[1]), expected.clamp(0, 1), rtol=0, atol=0.51 / 255)
     assert (expected - first[0]).abs().max() > 2 / 255, "the second stage did something"
-    assert restore()[1].startswith("0 of 2 images restored into out; 2 were there already")
+    assert restore()[1].startswith(
+        "0 of 2 images restored into out; 2 were there already and stay, whatever made them (overwrite=true"
+    )
     made[1].unlink()
     (tmp_path / "in" / "deep" / "00b.png").write_bytes((photographs / "00.png").read_bytes())
     assert restore()[1].startswith("2 of 3 images restored into out")

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import hydra
 from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf import DictConfig, OmegaConf
-from yaml import YAMLError
+from yaml import YAMLError, safe_load
 
 CONF = Path(__file__).parent.parent / "conf"
 LISTED = (
@@ -201,6 +201,11 @@ def explain(error: Exception, arguments: list[str]) -> str:
     if options := re.search(r"Could not find '([\w./-]+)/([^'/]+)'\s+Available options in '[^']*':\s+(.*)", text, re.DOTALL):
         group, name, listed = options.group(1), options.group(2), options.group(3).split()
         return f"{group}={name}: there is no {group} of that name (there are {', '.join(listed)}){nearest(name, listed)}"
+    groups = [folder.name for folder in CONF.iterdir() if folder.is_dir()]
+    if text.startswith("Config group override must be"):  # it doesn't say which
+        pairs = [argument.split("=", 1) for argument in arguments if "=" in argument]
+        nameless = [f"{key}={value}" for key, value in pairs if key in groups and not isinstance(safe_load(value), str | list)]
+        return f"{', '.join(nameless) or text}: give a name (python train.py --help lists them)"
     wrong = re.search(
         r"Could not \w+ '([^']+)'|Key '([^']+)' is not in struct|No match in the defaults list.*?'?([\w./]+)'?", text
     )
@@ -211,7 +216,6 @@ def explain(error: Exception, arguments: list[str]) -> str:
         config = plain(compose([a for a in arguments if not a.startswith("-") and a.lstrip("+~").partition("=")[0] != key]))
     except (HydraException, ValueError):  # more than one thing is wrong
         return text
-    groups = [folder.name for folder in CONF.iterdir() if folder.is_dir()]
     if key in valid_keys(config):
         return text  # it exists, but not for what it was given
     return f"{key}: there is no such key{nearest(key, [*groups, *valid_keys(config)])}"

@@ -7,6 +7,7 @@ in the annotations). The remaining keys are those of RUN. Nothing is instantiate
 import difflib
 import inspect
 import json
+import logging
 import re
 from collections.abc import Iterator
 from pydoc import locate
@@ -23,6 +24,8 @@ from pydantic import (
     TypeAdapter,
     ValidationError,
 )
+
+logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # get_object logs what it raises, and check reports that
 
 Node = dict[str, Any]
 GROUPS = ("model", "experiment")  # groups that place nothing under their own name
@@ -90,6 +93,14 @@ RANGES: dict[str, Any] = {
     "schedule.pct_start": Annotated[float, Interval(ge=0, le=1)],
 }
 
+# What some tasks need: what brings it.
+WITH = {
+    "adversary": "choose one, such as adversary=unet_sn",
+    "codebook": "start from model=codeformer_stage1",
+    "codes": "start from a model that has it, such as model=codeformer_stage2",
+    "diffusion": "start from model=ircontrolnet_ffhq",
+}
+
 # Arguments of lightning.Trainer that the run sets itself, or that would read the same samples again.
 NOT_OURS = {
     *("callbacks", "logger", "default_root_dir", "max_epochs", "min_epochs", "check_val_every_n_epoch", "num_sanity_val_steps"),
@@ -111,10 +122,11 @@ def check(config: DictConfig) -> Node:
         resolved = plain(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         said = str(error.msg or error).partition("\n")[0]
-        group = re.match(r"Interpolation key '(\w+)' not found", said)
-        if group and str(error.full_key).startswith("task."):
-            model = "ircontrolnet_ffhq" if group[1] == "diffusion" else "codeformer_stage2"
-            said = f"this task needs {group[1]}, of which there is none: start from a model that has it, such as {model}"
+        if absent := re.match(r"Interpolation key '([\w.]+)' not found", said):
+            if str(error.full_key).startswith("task."):
+                said = f"this task needs {absent[1]}, of which there is none: {WITH[absent[1]]}"
+            else:
+                said = f"it follows {absent[1]}, which is not there: set {error.full_key}=VALUE"
         raise ConfigError(f"{error.full_key or 'config'}: {said}") from error
     if resolved.get("name") is None:
         raise ConfigError("nothing to train: choose model=NAME or experiment=NAME (python train.py --help lists them)")

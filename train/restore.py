@@ -158,8 +158,9 @@ def restore_folder(options: Options) -> bool:
             seconds += time.perf_counter() - start
     finally:
         pace = f", {seconds / done:.2f} s an image on {device}" if done else ""
-        there = len(targets) - len(left)
-        print(f"{done} of {len(targets)} images restored into {options.output}{pace}; {there} were there already", flush=True)
+        there = f"{len(targets) - len(left)} were there already"
+        there += " and stay, whatever made them (overwrite=true makes them again)" if len(left) < len(targets) else ""
+        print(f"{done} of {len(targets)} images restored into {options.output}{pace}; {there}", flush=True)
         for message in failed:
             print(f"error: {message}", file=sys.stderr)
     return not failed

@@ -1,6 +1,7 @@
 """key=value arguments bound to a command's signature; usage made of signatures and docstrings."""
 
 import difflib
+import errno
 import inspect
 import os
 import sys
@@ -54,10 +55,12 @@ def main(commands: Mapping[str, Command], arguments: list[str]) -> int:
     except (OSError, ValueError) as error:
         if os.environ.get("FACEWRIGHT_TRACEBACK"):
             raise
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return fail(f"{error}: what was written is whole; free space and give the same command again to go on", 1)
         return fail(error, 1)
 
 
-def fail(error: Exception, code: int) -> int:
+def fail(error: Exception | str, code: int) -> int:
     print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
     return code
 

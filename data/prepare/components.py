@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import numpy as np
 from annotated_types import Ge, Gt, Le
 
-from data.components import COLUMNS
+from data.components import COLUMNS, HASH, hash_of
 from data.faces import read_image
 from data.names import paths_of
 from data.opening import open_images
@@ -69,7 +69,7 @@ def landmarks(
         print(f"{path}: {why}{': the places of the mean face' if missing == 'template' else ''}")
     print(f"{len(work.own)} images, {len(faceless)} without an aligned face, {unusable} not usable")
     if work.complete(FILE):
-        write_csv(out / FILE, COLUMNS, rows(work.records, min_confidence, max_offset_px, missing == "template"))
+        write_csv(out / FILE, (*COLUMNS, HASH), rows(work.records, min_confidence, max_offset_px, missing == "template"))
         print(f"train on them with data.components={out / FILE}")
     return 1 if unusable or (faceless and missing == "leave_out") else 0
 
@@ -94,7 +94,8 @@ def rows(records: dict[str, Record], min_confidence: float, max_offset_px: float
         if "error" not in record and (template or not faceless):
             points = TEMPLATE if faceless else np.array(record["points_512"])
             numbers = (components(points) * (record["side_px"] / TEMPLATE_SIDE)).round(3).ravel().tolist()
-            yield dict(zip(COLUMNS, [path, record["side_px"], *numbers], strict=True))
+            hashed = record.get("hash", "")  # of records from before there was one
+            yield dict(zip((*COLUMNS, HASH), [path, record["side_px"], *numbers, hashed], strict=True))
 
 
 def components(points: np.ndarray) -> np.ndarray:
@@ -122,7 +123,8 @@ class Found:
         height, width = photo.shape[:2]
         if height != width:
             raise Unusable(f"{self.source.name(number)} is {width}x{height}, not square: align its face (align)")
+        about: Record = {"side_px": width, "hash": hash_of(photo)}
         face = template_face(middle_512(photo))
         if face is None:
-            return {"side_px": width, "confidence": 0.0}
-        return {"side_px": width, "confidence": round(face.confidence, 4), "points_512": face.points.round(3).tolist()}
+            return {**about, "confidence": 0.0}
+        return {**about, "confidence": round(face.confidence, 4), "points_512": face.points.round(3).tolist()}

@@ -186,7 +186,7 @@ def test_places_that_are_none_are_refused(tmp_path, part, number, value):
 
 
 def test_sides_that_are_none_are_refused():
-    contents = ComponentFile(["a", "b"], np.array([32.0, 32.0]), PLACES[:2])
+    contents = ComponentFile(["a", "b"], np.array([32.0, 32.0]), PLACES[:2], [None, None])
     assert contents.impossible() == []
     for side in (0, -32, np.nan, np.inf):
         assert replace(contents, side_px=np.array([32, side])).impossible() == ["b"]

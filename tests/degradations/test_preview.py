@@ -76,10 +76,22 @@ def test_branches_are_named(portrait, tmp_path):
         (["preview", "image={portrait}", "parameters=gone.json"], r"parameters=gone\.json can't be read"),
         (["preview", "image={portrait}", "degradation.operators.blur.sigmapx=3"], "(?s)sigmapx"),
         (["preview", "image={text}"], r"can't be read as an image"),
+        (["preview", "image={portrait}", "out=sheet"], "out=sheet is no name of a picture: give one that ends with .png"),
+        (["preview", "image={portrait}", "out=sheet.json"], "out=sheet.json is no name of a picture"),
+        (
+            ["preview", "image={portrait}", "degradation=codeformer_stage3", "parameters={listed}"],
+            "listed.json are of degradation=gfpgan, not codeformer_stage3: give degradation=gfpgan too",
+        ),
     ],
 )
 def test_mistakes(portrait, tmp_path, arguments, says):
     (tmp_path / "text.png").write_text("no image")
-    names = {"portrait": portrait, "text": tmp_path / "text.png"}
+    (tmp_path / "listed.json").write_text(json.dumps({"degradation": "gfpgan", "parameters": [{}]}))
+    names = {"portrait": portrait, "text": tmp_path / "text.png", "listed": tmp_path / "listed.json"}
     with pytest.raises(ValueError, match=says):
         main([argument.format(**names) for argument in arguments])
+
+
+def test_help_is_no_error(capsys):
+    main(["--help"])
+    assert "python -m degradations preview image=PHOTO" in capsys.readouterr().out

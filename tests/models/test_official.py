@@ -1,6 +1,7 @@
 """Opening, recognising, loading and writing checkpoints: round trips with spandrel, every wrapper, every kind of bad file."""
 
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,10 @@ from spandrel import ModelLoader
 from torch import Tensor, nn
 
 from models import official
+from models.families import full_state
 from models.official import CheckpointError, build, load_into, read, recognise
 from models.swinir import SwinIR
+from tests.models.test_stable_diffusion import control
 from tests.parity import fill
 
 BODY: dict[str, Any] = {"embed_dim": 12, "depths": [2, 2], "num_heads": [2, 3], "window_size": 4, "mlp_ratio": 2.0}
@@ -415,6 +418,19 @@ def test_errors_are_one_line(
     assert (stopped.value.code if isinstance(stopped.value.code, int) else 1) == code
     assert says in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("form", "name"), [("official", "a.pth"), ("safetensors", "a.safetensors"), ("diffusers", "a")])
+def test_a_disk_without_room_leaves_nothing_behind(tmp_path: Path, form: str, name: str) -> None:
+    torch.save(full_state(control()), tmp_path / "control.pth")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))  # a real error of the system's, as of a full disk
+    try:
+        with pytest.raises(SystemExit, match=rf"/{name} can't be written \(.*[Ff]ile too large.*\): free space there, or name"):
+            official.main(["export", str(tmp_path / "control.pth"), "--format", form, "--output", str(tmp_path / name)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [file.name for file in tmp_path.iterdir()] == ["control.pth"]
 
 
 def test_as_a_command(diffbir: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from annotated_types import Ge
 
 from data.prepare.__main__ import COMMANDS
-from data.prepare.arguments import BadArguments, bind, usage
+from data.prepare.arguments import BadArguments, bind, main, usage
 
 
 def sample(
@@ -108,3 +108,12 @@ def test_errors_have_no_traceback(prepare, tmp_path):
     code, text = prepare("resize", f"root={tmp_path}", f"out={tmp_path / 'small'}")
     assert code == 1
     assert f"out={tmp_path / 'small'} lies in root={tmp_path}: give a folder outside of it" in text
+
+
+def test_a_full_disk_has_a_way_out(capsys):
+    def full() -> int:
+        raise OSError(28, "No space left on device", "out/a.png")
+
+    assert main({"full": full}, ["full"]) == 1
+    said = "error: [Errno 28] No space left on device: 'out/a.png': what was written is whole; free space and give the same "
+    assert capsys.readouterr().err == f"{said}command again to go on\n"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.components import COLUMNS, Components, read
+from data.components import COLUMNS, HASH, Components, read
 from data.prepare.components import components
 from data.prepare.landmarks import TEMPLATE, affine, similarity
 from data.sources import ImageFolder
@@ -56,7 +56,7 @@ def test_faces_are_found_and_others_named(prepare, faces, tmp_path):
     assert f"train on them with data.components={out / 'components.csv'}" in text
     found = rows(out)
     assert [*found] == ["a.png", "mirrored.png", "more/small.png"]
-    assert tuple(found["a.png"]) == COLUMNS
+    assert tuple(found["a.png"]) == (*COLUMNS, HASH)
     contents = read(str(out / "components.csv"))
     assert contents.side_px.tolist() == [512, 512, 256]
     plain, mirrored, small = contents.components
@@ -105,3 +105,27 @@ def test_an_archive_in_two_parts(prepare, faces, tmp_path):
     assert contents.names == ["inside/a.png", "inside/mirrored.png"]
     theirs = Components(file=str(tmp_path / "out" / "components.csv"), source=ImageFolder(root=str(faces)), size=512)
     assert torch.equal(theirs.of(1, False), torch.tensor(contents.components[1], dtype=torch.float32))
+
+
+def test_other_faces_of_the_same_names_are_refused_and_other_sizes_are_not(prepare, portrait, tmp_path):
+    names, out = ("a.png", "b.png"), tmp_path / "out"
+    for name, photo in zip(names, (portrait, portrait[:, ::-1]), strict=True):
+        write(tmp_path / "faces" / name, photo)
+        write(tmp_path / "small" / name, cv2.resize(photo, (100, 100), interpolation=cv2.INTER_AREA))
+        write(tmp_path / "blurred" / name, cv2.GaussianBlur(photo, None, 9))
+        write(tmp_path / "others" / name, photo[:, ::-1])
+    assert prepare("landmarks", f"root={tmp_path / 'faces'}", f"out={out}")[0] == 0
+
+    def trained_on(folder):
+        return Components(file=str(out / "components.csv"), source=ImageFolder(root=str(tmp_path / folder)), size=64)
+
+    for folder in ("faces", "small", "blurred"):
+        trained_on(folder)
+    with pytest.raises(ValueError, match=r"is of other images of these names: 2 of the first 2 of data\.root .*others/a\.png"):
+        trained_on("others")
+    (tmp_path / "others" / "a.png").write_bytes(b"cut")  # data.on_error says what becomes of it
+    with pytest.raises(ValueError, match="1 of the first 1 of data"):
+        trained_on("others")
+    lines = (out / "components.csv").read_text().splitlines()
+    (out / "components.csv").write_text("\n".join(line.rpartition(",")[0] for line in lines) + "\n")
+    trained_on("others")  # a file from before there were hashes says nothing
