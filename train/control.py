@@ -19,7 +19,7 @@ from losses.weighted import LossSet
 from models import official
 from train.regression import RegressionTask
 from train.task import Decay, outputs
-from train.validation import Validation
+from train.validation import Validation, check_scale
 
 Precision = (
     Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64-true", "32", "bf16", "16", "64", 32, 16, 64]
@@ -295,6 +295,7 @@ class ControlTask(RegressionTask):
 
     def run_network(self, batch: Batch) -> dict[str, Any]:
         draws = SampleDraws(self.config["seed"], self.positions)
+        check_scale(batch["lq"], batch["hq"])  # stage 1 keeps the size
         hq_moments, condition_moments = batch.get("hq_moments"), batch.get("condition_moments")
         given = self.diffusion.examples(batch["hq"], batch["lq"], draws, hq_moments, condition_moments)
         self.note_nonfinite({"the latent of HQ": given.noisy.sum(), "the condition latent": given.condition.sum()})
