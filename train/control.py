@@ -14,7 +14,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from data.batch import Batch
-from data.latents import Latents
 from losses.weighted import LossSet
 from models import official
 from train.regression import RegressionTask
@@ -276,8 +275,8 @@ class ControlTask(RegressionTask):
         self._check_latents(getattr(data, "latents", None), None)
         self._check_latents(getattr(data, "condition_latents", None), self.diffusion.stage1.fingerprint)
 
-    def _check_latents(self, latents: Latents | None, stage1: str | None) -> None:
-        """Raises ValueError: they were not made by the networks of this run. stage1: what restored the images before."""
+    def _check_latents(self, latents: Any, stage1: str | None) -> None:
+        """Raises ValueError: data.latents.Latents that other networks made. stage1: what restored the images before."""
         if latents is None:
             return
         wrong = ""
