@@ -1,6 +1,5 @@
 """FaceData: the loaders of a run. The only file here that knows Lightning."""
 
-import multiprocessing
 import signal
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, NamedTuple
@@ -31,9 +30,7 @@ def ignore_once(signum: int, frame: Any) -> None:
 
 def one_thread(worker: int) -> None:
     """Workers are the parallelism: OpenCV, torch and numpy's BLAS stay on one thread. The training process answers signals."""
-    parent = multiprocessing.parent_process()
-    if parent and parent.pid and multiprocessing.get_start_method() != "forkserver":  # its server ends by itself
-        end_with_parent(parent.pid)  # torch looks out for it later, and waits for ever where it has ended by then
+    end_with_parent()  # torch looks out for it later, and waits for ever where it has ended by then
     for signum in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT):
         signal.signal(signum, signal.SIG_IGN)  # SLURM and a terminal send them to every process
     signal.signal(signal.SIGTERM, ignore_once)

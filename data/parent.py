@@ -1,17 +1,19 @@
-"""No process outlives the one that started it."""
+"""No process outlives the one that started it by multiprocessing."""
 
-import contextlib
-import ctypes
+import multiprocessing
 import os
-import signal
+import threading
 
 
-def end_with_parent(parent: int) -> None:
-    """Has the kernel kill this process when the thread that started it ends, even by a SIGKILL (Linux; elsewhere nothing).
+def end_with_parent() -> None:
+    """Ends this process when that one ends or has ended, even by a SIGKILL.
 
-    Args: parent: id of the process that started this one, which may have ended before this call.
+    The kernel could do it (PR_SET_PDEATHSIG), but takes the end of the thread that started this process for that.
     """
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent:
+    threading.Thread(target=_follow, daemon=True).start()
+
+
+def _follow() -> None:
+    if parent := multiprocessing.parent_process():
+        parent.join()
         os._exit(1)

@@ -234,7 +234,7 @@ def _part_of_folder(path: Path, name: str, kind: Any) -> Any:
     if not {safe, pickled} & there:
         raise ValueError(f"{name}/ has neither {safe} nor {pickled}: fetch one of them, and no variant such as fp16 alone")
     if safe not in there:
-        for file in (path / name).glob("*.bin"):
+        for file in (path / name).glob(f"{Path(pickled).stem}*.bin"):
             read(file)  # no code of it is run there either, but here it is said why one is refused
     options: dict[str, Any] = {"local_files_only": True, "use_safetensors": safe in there, "output_loading_info": True}
     own = {"dtype": torch.float32} if kind is CLIPTextModel else {"torch_dtype": torch.float32, "low_cpu_mem_usage": False}

@@ -26,11 +26,10 @@ def main() -> None:
     """Runs one training, or with -m (or a launcher) one for each combination; exit code 0 only when all of them ended well."""
     arguments = sys.argv[1:]
     if arguments[:1] == ["--resolved"]:  # a process that train/launch.py started
-        from data.parent import end_with_parent
-        from train.launch import PARENT
+        from train.launch import die_with_parent
         from train.signals import Signals
 
-        end_with_parent(int(os.environ[PARENT]))
+        die_with_parent()
         with Signals():  # from before the imports on
             train(json.loads(Path(arguments[1]).read_text()))
         return

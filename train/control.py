@@ -14,12 +14,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from data.batch import Batch
-from data.latents import Latents
 from losses.weighted import LossSet
 from models import official
 from train.regression import RegressionTask
 from train.task import Decay, outputs
-from train.validation import Validation
+from train.validation import Validation, check_scale
 
 Precision = (
     Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64-true", "32", "bf16", "16", "64", 32, 16, 64]
@@ -276,8 +275,8 @@ class ControlTask(RegressionTask):
         self._check_latents(getattr(data, "latents", None), None)
         self._check_latents(getattr(data, "condition_latents", None), self.diffusion.stage1.fingerprint)
 
-    def _check_latents(self, latents: Latents | None, stage1: str | None) -> None:
-        """Raises ValueError: they were not made by the networks of this run. stage1: what restored the images before."""
+    def _check_latents(self, latents: Any, stage1: str | None) -> None:
+        """Raises ValueError: data.latents.Latents that other networks made. stage1: what restored the images before."""
         if latents is None:
             return
         wrong = ""
@@ -295,6 +294,7 @@ class ControlTask(RegressionTask):
 
     def run_network(self, batch: Batch) -> dict[str, Any]:
         draws = SampleDraws(self.config["seed"], self.positions)
+        check_scale(batch["lq"], batch["hq"])  # stage 1 keeps the size
         hq_moments, condition_moments = batch.get("hq_moments"), batch.get("condition_moments")
         given = self.diffusion.examples(batch["hq"], batch["lq"], draws, hq_moments, condition_moments)
         self.note_nonfinite({"the latent of HQ": given.noisy.sum(), "the condition latent": given.condition.sum()})

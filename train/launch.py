@@ -1,6 +1,7 @@
 """Starting the processes of a run: one for each local device, all given one resolved configuration, none left behind."""
 
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -98,6 +99,14 @@ def _wait(ranks: list[subprocess.Popen[bytes]], folder: Path) -> None:
         if ended and deadline == float("inf"):
             deadline = time.monotonic() + GRACE_S[ended[0] in (REQUEUE, 130)]
         time.sleep(0.05)
+
+
+def die_with_parent() -> None:
+    """A process that was started here does not outlive the one that started it, not even after a SIGKILL (Linux)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != int(os.environ[PARENT]):  # it died before that
+        os._exit(1)
 
 
 def slurm_task(config: dict[str, Any]) -> None:

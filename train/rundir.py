@@ -17,6 +17,9 @@ MAY_DIFFER = (
     *("trainer.devices", "trainer.num_nodes", "trainer.accumulate_grad_batches", "data.batch_size"),
 )
 
+# Keys that runs from before them lack, and the value under which they do what these did: add yours, so that runs go on.
+CAME_LATER = {"data.condition_latents": None, "diffusion.noise_aug": 0}
+
 
 def flatten(node: Any, path: str = "") -> dict[str, Any]:
     """Dotted key -> value of every leaf."""
@@ -28,12 +31,12 @@ def flatten(node: Any, path: str = "") -> dict[str, Any]:
 def differing_keys(before: dict[str, Any], now: dict[str, Any], may_differ: tuple[str, ...] = MAY_DIFFER) -> list[str]:
     """`key: old -> new` for every leaf that differs, but for those that may."""
     old, new = flatten(before), flatten(now)
-    return [
-        f"{key}: {old.get(key, 'absent')} -> {new.get(key, 'absent')}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key, "absent") != new.get(key, "absent")
-        and not any(key == name or key.startswith(f"{name}.") for name in may_differ)
-    ]
+    different = []
+    for key in sorted(old.keys() | new.keys()):
+        was, is_now = (side.get(key, CAME_LATER.get(key, "absent")) for side in (old, new))
+        if was != is_now and not any(key == name or key.startswith(f"{name}.") for name in may_differ):
+            different.append(f"{key}: {was} -> {is_now}")
+    return different
 
 
 def listed(different: list[str]) -> str:

@@ -39,9 +39,10 @@ class Autoencoder(Protocol):
 
 
 class FirstStage(Protocol):
-    """train.control.FirstStage."""
+    """train.control.FirstStage. options: those that it has a use for."""
 
     fingerprint: str
+    options: dict[str, Any]
 
     def check(self, image: Tensor) -> Tensor:
         """(b, 3, h, w) in [0, 1] to its restoration, of the same shape. Raises ValueError: it is none."""
@@ -70,8 +71,8 @@ def command(networks: Callable[[], Networks]) -> Command:
         out: Path,
         stable_diffusion: Path,
         stage1: str = "",
-        w: Annotated[float, Ge(0)] = 0.5,
-        adain: bool = True,
+        w: Annotated[float, Ge(0)] | None = None,
+        adain: bool | None = None,
         size: Annotated[int, Ge(1)] = 512,
         device: Literal["auto", "cpu", "cuda"] = "auto",
         workers: Annotated[int, Ge(0)] = 0,
@@ -88,8 +89,8 @@ def command(networks: Callable[[], Networks]) -> Command:
             out: folder for the latents
             stable_diffusion: what init.stable_diffusion will be: a diffusers folder or a single file
             stage1: restores the images first; what init.stage1 will be: a run or official file of a restorer
-            w: of a CodeFormer as stage1: diffusion.stage1.w
-            adain: of a CodeFormer as stage1: diffusion.stage1.adain
+            w: of a CodeFormer as stage1, where none means 0.5: diffusion.stage1.w
+            adain: of a CodeFormer as stage1, where none means true: diffusion.stage1.adain
             size: side in pixels that images are scaled and cut to: data.size of the training
             device: auto takes a GPU where there is one
             workers: processes; 0 means one for each core, and on a GPU four
@@ -99,10 +100,14 @@ def command(networks: Callable[[], Networks]) -> Command:
         if size % 64:
             raise ValueError(f"size={size}: the training takes multiples of 64")
         load, digest_of, first_stage = networks()
-        make = Encoder(load, stable_diffusion, partial(first_stage, path=stage1, w=w, adain=adain) if stage1 else None)
+        given = {key: value for key, value in (("w", w), ("adain", adain)) if value is not None}
+        options: dict[str, Any] = {"w": 0.5, "adain": True} | given
+        make = Encoder(load, stable_diffusion, partial(first_stage, path=stage1, **options) if stage1 else None)
+        first = make.first() if make.first else None
+        if given and not (first and first.options):
+            raise ValueError(f"{min(given)} does nothing: it is of a CodeFormer as stage1; leave it out")
         made_by = {"autoencoder": digest_of(load(stable_diffusion).vae)}
-        if make.first:
-            first = make.first()
+        if first:
             first.check(torch.full((1, 3, size, size), 0.5))
             made_by["stage1"] = first.fingerprint
         source = open_images(root=str(root))

@@ -4,7 +4,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from data.images import UnreadableImage
+from data.parent import end_with_parent
 from data.prepare.files import Unusable
 from data.prepare.records import Record, Records, Shard
 from data.sources import Files, ImageFolder, Source
@@ -225,14 +225,7 @@ def _start_worker(task: _Task) -> None:
     _of_this_worker[:] = [task]
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    end_with_parent()
 
 
 @contextmanager

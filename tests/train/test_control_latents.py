@@ -13,8 +13,10 @@ from safetensors.torch import save_file
 
 from data.prepare.__main__ import COMMANDS
 from data.prepare.arguments import main as prepare
+from tests.models.test_codeformer import tiny as codeformer
 from tests.toy import write_photographs
 from tests.train.test_control import Command, arguments, given, networks  # noqa: F401
+from train.control import FirstStage
 
 SIZES = ["data.size=64", "data.val_size=64", "trainer.max_steps=2"]
 IN_PROPORTION = ["optimizer.eps=1", "optimizer.lr=0.1"]  # to gradients: with Adam's own eps noise counts
@@ -128,6 +130,32 @@ def test_what_does_not_fit_is_refused(given: Path, folders: Path, command: Comma
     assert "data.condition_latents=conditions was made by another stage 1, or with another w or adain, than" in refused(BOTH[1])
     index.write_text(json.dumps(made | {"autoencoder": "another"}))
     assert "conditions was made by another autoencoder than that of init.stable_diffusion: make" in refused(BOTH[1])
+
+
+def test_lqs_smaller_than_their_hqs_are_refused(given: Path, folders: Path, command: Command) -> None:  # noqa: F811
+    from train.cli import main
+
+    write_photographs(folders / "small", size=32)
+    code, printed = command(main, *arguments(given, *SIZES, *pairs(folders), f"data.root={folders}/small"))
+    assert code == 1
+    assert "the network makes (32, 32) where the HQ is (64, 64): choose a network of the scale of the data" in printed
+
+
+def test_options_that_the_first_stage_has_no_use_for(
+    given: Path,  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    common = [f"root={write_photographs(tmp_path / 'lq', size=64)}", f"out={tmp_path}/made", f"stable_diffusion={given}/sd"]
+    for more, key in ((["w=0.5"], "w"), ([f"stage1={given}/runs/stage1", "adain=true"], "adain")):
+        assert prepare(COMMANDS, ["latents", *common, "size=64", *more]) == 1
+        assert f"error: {key} does nothing: it is of a CodeFormer as stage1; leave it out\n" == capsys.readouterr().err
+    network = codeformer(img_size=64, attn_resolutions=[32], connect_list=[32, 64])
+    torch.save({"params_ema": network.state_dict()}, tmp_path / "codeformer.pth")
+    stage1 = f"stage1={tmp_path}/codeformer.pth"
+    assert prepare(COMMANDS, ["latents", *common, "size=64", stage1, "w=0.7", "workers=1"]) == 0
+    made_by = json.loads((tmp_path / "made" / "latents.json").read_text())["stage1"]
+    assert made_by == FirstStage(path=f"{tmp_path}/codeformer.pth", w=0.7, adain=True).fingerprint
 
 
 def test_a_task_without_a_use_for_them_refuses_them(folders: Path, command: Command) -> None:

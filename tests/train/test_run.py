@@ -8,11 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from models import official
 from tests.toy import ROOT, TINY_DATA, TINY_NETWORK, TINY_RUN, write_photographs
+from train.cli import compose
+from train.config import plain
 from train.loggers import read_rows
+from train.rundir import CAME_LATER, differing_keys, flatten
 
 Cli = Callable[..., tuple[int, str]]
 
@@ -143,6 +147,30 @@ def test_another_configuration_in_the_same_folder_is_refused(cli: Cli, tmp_path:
     assert "the run before is kept as runs/run.old1" in printed
     kept = weights(tmp_path / "runs/run.old1")
     assert all(torch.equal(kept[name], before[name]) for name in before), "nothing is lost"
+
+
+def test_a_run_from_before_there_was_a_key_goes_on(cli: Cli, tmp_path: Path, photographs: Path) -> None:
+    root = f"data.root={photographs}"
+    assert cli(*RUN, root)[0] == 0
+    file = tmp_path / "runs/run/config.yaml"
+    config = OmegaConf.load(file)
+    del config.data.condition_latents
+    OmegaConf.save(config, file)
+    code, printed = cli(*RUN, root, "trainer.max_steps=3", "data.condition_latents=made")
+    assert code == 1
+    assert "another configuration: data.condition_latents: None -> made. Give" in printed
+    code, printed = cli(*RUN, root, "trainer.max_steps=3")
+    assert code == 0, printed
+    assert "continues from" in printed
+
+
+def test_what_came_later_does_nothing_by_default() -> None:
+    config = plain(compose(["model=ircontrolnet_ffhq"]))
+    default = flatten(config)
+    assert CAME_LATER.items() <= default.items()
+    del config["diffusion"]["noise_aug"], config["data"]["condition_latents"]
+    now = {**config, "diffusion": {**config["diffusion"], "noise_aug": 200}}
+    assert differing_keys(config, now) == ["diffusion.noise_aug: 0 -> 200"]
 
 
 def test_an_export_starts_another_run(cli: Cli, tmp_path: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
