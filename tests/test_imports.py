@@ -18,8 +18,6 @@ FORBIDDEN = {
 # the contracts of a batch, of a loss set and of a network that nobody trains, and `from models import official`
 ALLOWED_IN_TRAIN = {"data.batch", "losses.weighted", "losses.frozen", "models.official", "models"}
 MORE = {  # inference reads images without a FaceData, and its second stage is no network of conf/
-    "cli.py": {"data.parent"},  # a rank ends with the command as a data worker does with the rank
-    "control.py": {"data.latents"},  # latents tell of which networks they are
     "restore.py": {"data.faces", "data.images", "data.sources", "models.ircontrolnet"},
     "diffbir.py": {"models.diffbir", "models.diffusion", "models.ircontrolnet", "models.sampling", "models.stable_diffusion"},
 }
