@@ -140,7 +140,7 @@ class RestorationTask(L.LightningModule):
     def on_fit_start(self) -> None:
         """Raises ValueError: what the data bring would be read for nothing."""
         for key in MADE_BEFORE:
-            if key not in self.reads and (value := self.config["data"].get(key)) is not None:
+            if key not in self.reads and (value := self.config.get("data", {}).get(key)) is not None:
                 raise ValueError(f"data.{key}={value}: {type(self).__name__} trains without: set data.{key}=null")
 
     def on_train_start(self) -> None:
