@@ -13,6 +13,9 @@ from train.cli import compose
 bitsandbytes = pytest.importorskip("bitsandbytes", reason="bitsandbytes is optional (uv sync --extra 8bit)")
 
 
+ONE_CPU = ["trainer.accelerator=cpu", "trainer.devices=1"]
+
+
 def last(name: str) -> dict[str, Any]:
     return torch.load(Path("runs") / name / "checkpoints" / "last.ckpt", weights_only=True)
 
@@ -61,7 +64,7 @@ def test_with_8_bits_it_learns_as_with_32() -> None:
 
 
 def test_sharded_weights_are_refused(photographs: Path, cli: Callable[..., tuple[int, str]]) -> None:  # noqa: F811
-    code, printed = cli(*RUN, f"data.root={photographs}", "optimizer=adamw_8bit", "trainer=fsdp", "trainer.accelerator=cpu")
+    code, printed = cli(*RUN, f"data.root={photographs}", "optimizer=adamw_8bit", "trainer=fsdp", *ONE_CPU)
     assert code == 1
     assert "trainer=fsdp: AdamW8bit takes no sharded weights: choose trainer=ddp" in printed
 
