@@ -299,18 +299,22 @@ def export(source: str | Path, output: Path, form: Form, which: Which | None = N
     checkpoint = read(source, which)
     found = identify(checkpoint)
     network = _build(checkpoint, found)
-    if form == "diffusers" and not isinstance(network, IRControlNet):
-        raise CheckpointError(f"{checkpoint.path} holds {found.family}, which has no diffusers form: give a control network")
+    save: Callable[[], None]
+    if form == "official":
+        content = FAMILIES[found.family].write(network)
+        save = lambda: write(output, lambda temporary: _save(content, temporary))  # noqa: E731
+    elif form == "diffusers":
+        if not isinstance(network, IRControlNet):
+            raise CheckpointError(
+                f"{checkpoint.path} holds {found.family}, which has no diffusers form: give a control network"
+            )
+        save = lambda: _save_diffusers(network, output)  # noqa: E731
+    else:
+        state, record = full_state(network), {"_target_": class_path(type(network)), **found.arguments}
+        metadata = {"format": "pt", "network": json.dumps(record)}
+        save = lambda: write(output, lambda temporary: save_file(state, temporary, metadata))  # noqa: E731
     try:
-        if form == "official":
-            content = FAMILIES[found.family].write(network)
-            write(output, lambda temporary: _save(content, temporary))
-        elif isinstance(network, IRControlNet) and form == "diffusers":
-            _save_diffusers(network, output)
-        else:
-            record = {"_target_": class_path(type(network)), **found.arguments}
-            metadata = {"format": "pt", "network": json.dumps(record)}
-            write(output, lambda temporary: save_file(full_state(network), temporary, metadata))
+        save()
     except (OSError, RuntimeError, SafetensorError) as error:
         cause = error.__context__ if isinstance(error.__context__, OSError) else error  # torch's own words don't name the disk
         raise CheckpointError(
