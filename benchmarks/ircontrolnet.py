@@ -79,13 +79,13 @@ def stable_diffusion(tiny: bool) -> Any:
 
 
 class Ours:
-    """What train/control.py's task does in an update."""
+    """What train/tasks/control.py's task does in an update."""
 
     def __init__(self, *, tiny: bool, checkpointed: bool, peer: bool, device: str) -> None:
         from models.diffbir import DiffBIR
         from models.diffusion import NoiseSchedule
         from models.ircontrolnet import IRControlNet
-        from train.control import Diffusion
+        from train.tasks.control import Diffusion
 
         torch.manual_seed(0)
         backbone = stable_diffusion(tiny)
@@ -123,7 +123,7 @@ class Ours:
         self.device = device
 
     def loss(self, hq: Tensor, lq: Tensor) -> Tensor:
-        from train.control import SampleDraws
+        from train.tasks.control import SampleDraws
 
         given = self.diffusion.examples(hq, lq, SampleDraws(0, range(len(hq))), *self.moments)
         return F.mse_loss(self.diffusion.predict(self.network, given), given.target)
@@ -142,7 +142,7 @@ class Theirs(Ours):
 
     def loss(self, hq: Tensor, lq: Tensor) -> Tensor:
         from models.stable_diffusion import tokens_of
-        from train.control import SampleDraws
+        from train.tasks.control import SampleDraws
 
         backbone, draws = self.diffusion.backbone, SampleDraws(0, range(len(hq)))
         with torch.no_grad():

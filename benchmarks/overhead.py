@@ -30,7 +30,7 @@ from data.order import PositionSampler
 from train.cli import CONF
 from train.config import check
 from train.run import build, make_trainer, prepare, quieten
-from train.task import RestorationTask
+from train.tasks.task import RestorationTask
 
 BLOCK = 50  # updates; a row is logged once in each
 WARM_UP = 5  # pairs of updates that are not timed

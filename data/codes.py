@@ -32,7 +32,7 @@ class CodeFile:
     hflip: np.ndarray  # (n, h, w) of its mirror image
     checksums: np.ndarray | None  # (n, 2) int64: of the image and its mirror image, as cut; or NO_CODES
     size: int | None  # side of the images in pixels
-    teacher: str | None  # fingerprint of the encoder and codebook (train/codes.py)
+    teacher: str | None  # fingerprint of the encoder and codebook (train/tasks/code_prediction.py)
 
     def packed(self) -> bytes:
         """As safetensors. Only for files that say everything but names."""

@@ -98,7 +98,7 @@ class GFPGAN(nn.Module):
         self.halving, self.doubling = Resampler(resample_kernel), Resampler(None)
 
     prior = "stylegan_decoder"  # the part that init.prior's weights are for
-    branches = frozenset({"pyramid"})  # outputs with parameters of their own: train/adversarial.py tells DDP
+    branches = frozenset({"pyramid"})  # outputs with parameters of their own: train/tasks/adversarial.py tells DDP
 
     def forward(self, lq: Tensor, *, noise: Noise = None) -> Restoration:
         """Args:    lq: (b, 3, out_size, out_size) in [0, 1].

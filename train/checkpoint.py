@@ -14,13 +14,13 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Callback
 
 from train import ranks
-from train.fsdp import local
 from train.guards import Diverged
 from train.rundir import set_aside, write_text
 from train.signals import Interrupted, stop_signal
+from train.tasks.sharding import local
 
 if TYPE_CHECKING:
-    from train.task import RestorationTask
+    from train.tasks.task import RestorationTask
 
 
 class Checkpoints(Callback):

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from train import ranks
-from train.fsdp import local
+from train.tasks.sharding import local
 
 if TYPE_CHECKING:
-    from train.task import RestorationTask
+    from train.tasks.task import RestorationTask
 
 
 class Diverged(Exception):

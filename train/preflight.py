@@ -23,7 +23,7 @@ from train.ranks import say
 from train.run import batches_of_update, build, make_task, make_trainer, prepare
 from train.rundir import RUNS, lock, release
 from train.signals import Interrupted, stop_signal
-from train.task import RestorationTask
+from train.tasks.task import RestorationTask
 from train.times import PARTS, StepTimes
 
 FEWEST = 3  # updates, the first of which warms up
@@ -156,7 +156,9 @@ def report(
     state = [value for each in states for value in each.values() if isinstance(value, Tensor)]
     network, ema = _bytes(task.network.state_dict().values()), _bytes(task.ema.state_dict().values()) if task.ema else 0
     gradients, optimizer = _bytes(trained(trainer)), _bytes(state)
-    frozen = [each for module in task.modules() for each in getattr(module, "frozen", ())]  # losses/frozen.py, train/control.py
+    frozen = [
+        each for module in task.modules() for each in getattr(module, "frozen", ())
+    ]  # losses/frozen.py, train/tasks/control.py
     others = _bytes(value for each in (task, *frozen) for value in (*each.parameters(), *each.buffers()))
     others -= _bytes([*task.network.parameters(), *task.network.buffers()]) + ema
     peak = ""

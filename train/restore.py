@@ -229,7 +229,7 @@ def one_network(options: Options, device: torch.device) -> Callable[[Tensor], Te
             f"stage1=FILE stage2={options.ckpt} sd=DIR"
         )
     arguments = inspect.signature(network.forward).parameters
-    if options.second is not None and "lq" not in arguments:  # as in training: train/control.py
+    if options.second is not None and "lq" not in arguments:  # as in training: train/tasks/control.py
         raise ValueError(f"stage1={options.ckpt} holds {type(network).__name__}, which restores no images: give a restorer")
     multiple = getattr(network, "multiple", None)  # only networks of windows have it; the others need the whole image
     takes_w = "w" in arguments

@@ -28,7 +28,7 @@ from train.ranks import say
 from train.resume import check_continues, choose_checkpoint, finished, last_good
 from train.rundir import RUNS, differing_keys, lock, release, write_text
 from train.signals import Signals
-from train.task import RestorationTask
+from train.tasks.task import RestorationTask
 from train.times import StepTimes
 
 

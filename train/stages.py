@@ -78,7 +78,7 @@ def run(configs: dict[str, dict[str, Any]]) -> None:
 def teacher_changed(directory: Path, teacher: str) -> bool:
     """Whether a run's target codes came from other weights than lie there now."""
     from train.checkpoint import load
-    from train.codes import fingerprint_of
+    from train.tasks.code_prediction import fingerprint_of
 
     saved: str = load(directory / "checkpoints" / "last.ckpt")["teacher"]
     return saved != fingerprint_of(official.build(teacher))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.callbacks import Callback
 
 if TYPE_CHECKING:
-    from train.task import RestorationTask
+    from train.tasks.task import RestorationTask
 
 PARTS = ("data_wait_s", "forward_backward_s", "optimizer_s")
 

@@ -10,11 +10,11 @@ from data.prepare.arguments import Command, main
 
 def networks() -> codes.Networks:
     """Known here by name alone, as in conf/; imported when a command asks."""
-    return codes.Networks(get_method("models.official.build"), get_method("train.codes.fingerprint_of"))
+    return codes.Networks(get_method("models.official.build"), get_method("train.tasks.code_prediction.fingerprint_of"))
 
 
 def autoencoder() -> latents.Networks:
-    names = ("models.stable_diffusion.load_autoencoder", "train.control.digest_of", "train.control.FirstStage")
+    names = ("models.stable_diffusion.load_autoencoder", "train.tasks.control.digest_of", "train.tasks.control.FirstStage")
     return latents.Networks(*(get_object(name) for name in names))
 
 

@@ -39,7 +39,7 @@ class Autoencoder(Protocol):
 
 
 class FirstStage(Protocol):
-    """train.control.FirstStage. options: those that it has a use for."""
+    """train.tasks.control.FirstStage. options: those that it has a use for."""
 
     fingerprint: str
     options: dict[str, Any]

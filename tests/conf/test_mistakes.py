@@ -58,7 +58,7 @@ MISTAKES = [
     ("degradation.operators.blur.sigma_px=[12,1]", "sigma_px"),
     (
         "adversary=unet_sn",
-        "adversary: train.regression.RegressionTask trains without discriminators: choose task=adversarial, ",
+        "adversary: train.tasks.regression.RegressionTask trains without discriminators: choose task=adversarial, ",
     ),
     ("task=adversarial", "task.adversary"),
     ("task=adversarial adversary=unet_sn", "no term of loss.terms speaks of a discriminator"),

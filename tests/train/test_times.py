@@ -13,8 +13,8 @@ from models.swinir import SwinIR
 from tests.toy import TINY_DATA, TINY_NETWORK, TINY_RUN, write_photographs
 from train import guards
 from train.checkpoint import AtomicFiles
-from train.ema import EMA
-from train.validation import Validation
+from train.tasks.ema import EMA
+from train.tasks.validation import Validation
 
 Cli = Callable[..., tuple[int, str]]
 

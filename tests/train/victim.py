@@ -24,9 +24,9 @@ Wrapped = Callable[..., Any]
 # kind -> phase -> module, function, and on which side of it the process dies. What it leaves behind stands in the comment.
 KINDS = {
     "mid-step": {
-        "step": ("train.task", "RestorationTask.log_terms", "after"),  # a forward pass
+        "step": ("train.tasks.task", "RestorationTask.log_terms", "after"),  # a forward pass
         "backward": ("train.guards", "NonFiniteGuard.on_before_optimizer_step", "before"),  # gradients
-        "optimizer": ("train.ema", "EMA.update", "before"),  # new weights, the old average
+        "optimizer": ("train.tasks.ema", "EMA.update", "before"),  # new weights, the old average
         "log": ("train.loggers", "CsvLogger.log_metrics", "after"),  # a row in metrics.csv alone
     },
     "mid-save": {
@@ -38,8 +38,8 @@ KINDS = {
         "not tidied": ("train.checkpoint", "Checkpoints._tidy", "before"),  # one file more than is kept
     },
     "mid-validation": {
-        "validation": ("train.task", "RestorationTask.validation_step", "after"),  # some of the images
-        "picture": ("train.task", "write_pictures", "after"),  # pictures without a row
+        "validation": ("train.tasks.task", "RestorationTask.validation_step", "after"),  # some of the images
+        "picture": ("train.tasks.task", "write_pictures", "after"),  # pictures without a row
     },
     "at the start": {
         "start": ("train.run", "prepare", "before"),  # nothing new
@@ -48,7 +48,7 @@ KINDS = {
     "at the end": {"end": ("train.run", "write_summary", "before")},  # all updates are done, and there is no summary
 }
 # New weights of the generator, the discriminators' gradients; only where there are discriminators.
-DISCRIMINATORS = ("mid-step", "train.adversarial", "AdversarialTask._discriminator_steps", "before")
+DISCRIMINATORS = ("mid-step", "train.tasks.adversarial", "AdversarialTask._discriminator_steps", "before")
 PHASES = {phase: (kind, *where) for kind, phases in KINDS.items() for phase, where in phases.items()}
 PHASES["discriminators"] = DISCRIMINATORS
 ONCE = ("start", "cut", "end")  # whatever number of updates is done
@@ -172,7 +172,7 @@ def record(folder: Path) -> None:
         return training_step
 
     _wrap("degradations.pipeline", "Pipeline.sample", around_sample)
-    for task in ("train.regression RegressionTask", "train.adversarial AdversarialTask"):
+    for task in ("train.tasks.regression RegressionTask", "train.tasks.adversarial AdversarialTask"):
         _wrap(*f"{task}.training_step".split(), around_step)
 
 

@@ -18,10 +18,10 @@ from data.batch import Batch
 from losses.weighted import LossSet, Terms, grad_norms
 from train import ranks
 from train.checkpoint import resume_at, rng_state, set_rng_state
-from train.ema import EMA
-from train.fsdp import shard
 from train.logs import write_pictures
-from train.validation import Validation, check_scale
+from train.tasks.ema import EMA
+from train.tasks.sharding import shard
+from train.tasks.validation import Validation, check_scale
 
 # Keys of data for what was made of images before, which only some tasks train on.
 MADE_BEFORE = ("codes", "latents", "condition_latents")

@@ -32,9 +32,9 @@ from tests.train.kills import Attempt, differences, explain, kill_and_finish, re
 from tests.train.victim import Moment
 from train.cli import compose
 from train.config import check
-from train.control import ControlTask, Diffusion, FirstStage, SampleDraws
 from train.loggers import read_rows
 from train.run import build
+from train.tasks.control import ControlTask, Diffusion, FirstStage, SampleDraws
 
 Command = Callable[..., tuple[int, str]]
 
@@ -433,7 +433,7 @@ def spoiled(given: Path, folder: Path, what: str) -> list[str]:
         (["loss=mse"], "loss.terms.mse needs ['restored'], but ControlTask offers only ['hq', 'lq', 'predicted', 'target']"),
         (
             ["task=regression"],
-            "diffusion: train.regression.RegressionTask trains without a diffusion model: choose task=control",
+            "diffusion: train.tasks.regression.RegressionTask trains without a diffusion model: choose task=control",
         ),
         (
             ["task=regression", "~diffusion", "init.stage1=null", "init.stable_diffusion=null", "loss=mse"],

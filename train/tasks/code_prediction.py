@@ -15,11 +15,11 @@ from data.batch import Batch
 from losses.frozen import Frozen
 from losses.weighted import LossSet
 from models import official
-from train.adversarial import AdversarialTask
-from train.adversary import Adversary
-from train.regression import RegressionTask
-from train.task import Decay, RestorationTask, outputs
-from train.validation import Validation
+from train.tasks.adversarial import AdversarialTask
+from train.tasks.discriminators import Adversary
+from train.tasks.regression import RegressionTask
+from train.tasks.task import Decay, RestorationTask, outputs
+from train.tasks.validation import Validation
 
 Fidelity = Annotated[float, Ge(0)]
 

@@ -19,12 +19,12 @@ from models.stylegan2 import StyleGAN2Generator
 from tests.toy import write_photographs
 from tests.train.kills import Attempt, differences, explain, kill_and_finish, reference
 from tests.train.victim import Moment
-from train.adversarial import AdversarialTask
-from train.adversary import Discriminator
 from train.cli import compose
 from train.config import plain
 from train.loggers import read_rows
 from train.preflight import with_discriminators
+from train.tasks.adversarial import AdversarialTask
+from train.tasks.discriminators import Discriminator
 
 Cli = Callable[..., tuple[int, str]]
 

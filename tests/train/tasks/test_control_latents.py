@@ -15,8 +15,8 @@ from data.prepare.__main__ import COMMANDS
 from data.prepare.arguments import main as prepare
 from tests.models.test_codeformer import tiny as codeformer
 from tests.toy import write_photographs
-from tests.train.test_control import Command, arguments, given, networks  # noqa: F401
-from train.control import FirstStage
+from tests.train.tasks.test_control import Command, arguments, given, networks  # noqa: F401
+from train.tasks.control import FirstStage
 
 SIZES = ["data.size=64", "data.val_size=64", "trainer.max_steps=2"]
 IN_PROPORTION = ["optimizer.eps=1", "optimizer.lr=0.1"]  # to gradients: with Adam's own eps noise counts
@@ -86,7 +86,7 @@ def test_with_both_neither_the_first_stage_nor_the_encoder_runs_in_an_update(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from train.cli import main
-    from train.control import ControlTask
+    from train.tasks.control import ControlTask
 
     updates = []
     step = ControlTask.run_network

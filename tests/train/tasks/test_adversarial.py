@@ -16,10 +16,10 @@ from torch.utils.data import DataLoader
 from losses.adversarial import R1, Adversarial, Discriminate
 from losses.pixel import L1
 from losses.weighted import LossSet, Scheduled
-from train.adversarial import AdversarialTask
-from train.adversary import Adversary, Alarm, Discriminator
 from train.run import quieten
-from train.validation import Validation
+from train.tasks.adversarial import AdversarialTask
+from train.tasks.discriminators import Adversary, Alarm, Discriminator
+from train.tasks.validation import Validation
 
 SGD = partial(torch.optim.SGD, lr=0.5)
 CONSTANT = partial(torch.optim.lr_scheduler.ConstantLR, factor=1.0, total_iters=0)

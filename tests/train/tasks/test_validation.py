@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from train.validation import Validation, luma_of
+from train.tasks.validation import Validation, luma_of
 
 
 class Distance(nn.Module):

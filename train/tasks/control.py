@@ -16,9 +16,9 @@ from torch.optim.lr_scheduler import LRScheduler
 from data.batch import Batch
 from losses.weighted import LossSet
 from models import official
-from train.regression import RegressionTask
-from train.task import Decay, outputs
-from train.validation import Validation, check_scale
+from train.tasks.regression import RegressionTask
+from train.tasks.task import Decay, outputs
+from train.tasks.validation import Validation, check_scale
 
 Precision = (
     Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64-true", "32", "bf16", "16", "64", 32, 16, 64]

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from data.batch import Batch
-from train.task import RestorationTask
+from train.tasks.task import RestorationTask
 
 
 class RegressionTask(RestorationTask):

@@ -11,11 +11,11 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from data.batch import Batch
 from losses.weighted import LossSet
-from train.adversarial import AdversarialTask
-from train.adversary import Adversary
-from train.codebook import CodebookUse
-from train.task import Decay, outputs
-from train.validation import Validation
+from train.tasks.adversarial import AdversarialTask
+from train.tasks.codebook import CodebookUse
+from train.tasks.discriminators import Adversary
+from train.tasks.task import Decay, outputs
+from train.tasks.validation import Validation
 
 
 class AutoencodingTask(AdversarialTask):

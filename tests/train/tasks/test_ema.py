@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from train.ema import EMA
+from train.tasks.ema import EMA
 
 
 def test_average_by_hand() -> None:

@@ -16,11 +16,11 @@ from tests.train.kills import Attempt, differences, explain, kill_and_finish, re
 from tests.train.victim import Moment
 from train import stages
 from train.cli import compose
-from train.codebook import CodebookUse, perplexity
-from train.codes import CodePredictionTask, Codes, Phase
 from train.loggers import read_rows
 from train.run import build
-from train.task import check_arguments
+from train.tasks.code_prediction import CodePredictionTask, Codes, Phase
+from train.tasks.codebook import CodebookUse, perplexity
+from train.tasks.task import check_arguments
 
 Command = Callable[..., tuple[int, str]]
 

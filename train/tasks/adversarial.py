@@ -13,10 +13,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from data.batch import Batch
 from losses.weighted import LossSet, Term, Terms, total
 from train import ranks
-from train.adversary import Adversary
 from train.ranks import say
-from train.task import Decay, RestorationTask
-from train.validation import Validation
+from train.tasks.discriminators import Adversary
+from train.tasks.task import Decay, RestorationTask
+from train.tasks.validation import Validation
 
 
 class AdversarialTask(RestorationTask):
