@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))  # a script finds its own folder first
 
 from tests.toy import write_photographs
-from tests.train.kills import VARIANTS, Killed, Variant, differences, draw_moments, explain, kill_and_finish, reference
+from tests.train.runs.kills import VARIANTS, Killed, Variant, differences, draw_moments, explain, kill_and_finish, reference
 
 PARTS = ("weights", "EMA", "optimizer", "other state", "rows", "TensorBoard")
 KINDS = ("mid-step", "mid-save", "mid-validation", "at the start", "at the end", "any time")

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # a script finds its own 
 
 from train.cli import CONF
 from train.config import check
-from train.run import build
+from train.runs.run import build
 
 WARM_UP_S = 3.0
 MOMENTS = (200, 1000, 2000)  # samples

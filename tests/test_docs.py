@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from tests.toy import ROOT
-from tests.train.kills import finished
+from tests.train.runs.kills import finished
 
 
 def test_the_commands_of_the_page_on_runs(tmp_path: Path) -> None:

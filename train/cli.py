@@ -110,7 +110,7 @@ def train(config: dict[str, Any]) -> None:
 
     from train.launch import Failed
     from train.ranks import SaidByRankZero
-    from train.run import run
+    from train.runs.run import run
     from train.signals import Interrupted
 
     try:

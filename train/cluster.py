@@ -19,7 +19,7 @@ from submitit.core.utils import FailedJobError
 
 from train.config import ConfigError, plain
 from train.launch import slurm_task
-from train.rundir import RUNS, write_text
+from train.runs.rundir import RUNS, write_text
 from train.signals import stop_signal
 from train.sweep import Job, Sweep, is_finished
 

@@ -53,7 +53,7 @@ NODES = (
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_"}
 
 
-# Keys that train/run.py reads itself.
+# Keys that train/runs/run.py reads itself.
 RUN: dict[str, Any] = {
     "name": Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._=,+-]*(/[A-Za-z0-9][A-Za-z0-9._=,+-]*)*$")],
     "seed": Annotated[int, Interval(ge=0, lt=2**32)],

@@ -18,7 +18,7 @@ from lightning.fabric.plugins.environments import (
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
-from train.rundir import flatten
+from train.runs.rundir import flatten
 
 T = TypeVar("T")
 

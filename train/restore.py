@@ -268,7 +268,7 @@ def memory_explained(image: Tensor, ways_out: list[str], device: torch.device) -
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        from train.memory import ran_out  # loads Lightning
+        from train.runs.memory import ran_out  # loads Lightning
 
         if not ran_out(error):
             raise

@@ -15,7 +15,7 @@ from train import cli
 from train.config import ConfigError, check
 from train.launch import Failed, launch
 from train.ranks import launched_from_outside
-from train.rundir import RUNS
+from train.runs.rundir import RUNS
 from train.signals import Interrupted, Signals, stop_signal
 from train.sweep import is_finished
 
@@ -77,7 +77,7 @@ def run(configs: dict[str, dict[str, Any]]) -> None:
 
 def teacher_changed(directory: Path, teacher: str) -> bool:
     """Whether a run's target codes came from other weights than lie there now."""
-    from train.checkpoint import load
+    from train.runs.checkpoint import load
     from train.tasks.code_prediction import fingerprint_of
 
     saved: str = load(directory / "checkpoints" / "last.ckpt")["teacher"]

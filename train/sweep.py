@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from train.config import ConfigError, check, plain
 from train.launch import Failed, launch
-from train.rundir import RUNS, differing_keys, read_summary, write_text
+from train.runs.rundir import RUNS, differing_keys, read_summary, write_text
 from train.signals import Interrupted, stop_signal
 
 

@@ -24,10 +24,10 @@ from models.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator, StyleGA
 from tests.parity import fill, gan
 from tests.parity.cases import Case
 from tests.parity.gan import given, gradient, load, vgg_filled
-from train.checkpoint import resume_at
 from train.cli import compose
 from train.config import plain
-from train.run import build, quieten
+from train.runs.checkpoint import resume_at
+from train.runs.run import build, quieten
 from train.tasks.adversarial import AdversarialTask
 from train.tasks.discriminators import Adversary
 from train.tasks.task import outputs

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.toy import ROOT, TINY_DATA, TINY_NETWORK, TINY_RUN, write_photographs
-from train.rundir import lock, release
+from train.runs.rundir import lock, release
 from train.signals import Signals, stop_signal
 
 
@@ -66,7 +66,7 @@ def test_the_lock_has_one_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             release(first, run)
         whole(file, how)
 
-    monkeypatch.setattr("train.rundir.fcntl.lockf", lockf)
+    monkeypatch.setattr("train.runs.rundir.fcntl.lockf", lockf)
     second = lock(run)
     assert len(calls) == 2
     assert os.fstat(second.fileno()).st_ino == (tmp_path / "runs" / ".run.lock").stat().st_ino
@@ -77,6 +77,6 @@ def test_a_file_system_without_locks_is_said(tmp_path: Path, monkeypatch: pytest
     def lockf(file: object, how: int) -> None:
         raise OSError(38, "Function not implemented")
 
-    monkeypatch.setattr("train.rundir.fcntl.lockf", lockf)
+    monkeypatch.setattr("train.runs.rundir.fcntl.lockf", lockf)
     with pytest.raises(OSError, match="Function not implemented"):
         lock(tmp_path / "runs" / "run")

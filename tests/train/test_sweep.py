@@ -13,7 +13,7 @@ import torch
 from omegaconf import OmegaConf
 
 from tests.toy import TINY_DATA, TINY_NETWORK, TINY_RUN, write_photographs
-from tests.train.kills import Attempt
+from tests.train.runs.kills import Attempt
 from train.launch import Failed
 from train.signals import Interrupted
 from train.sweep import job_name

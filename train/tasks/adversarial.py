@@ -196,7 +196,7 @@ class AdversarialTask(RestorationTask):
             self.row |= {f"alarm/{what}": count for what, count in counts.items()}
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Gradients are whole and unscaled here; train/guards.py has had its look."""
+        """Gradients are whole and unscaled here; train/runs/nonfinite.py has had its look."""
         self._clip(optimizer)
 
     def _clip(self, optimizer: Optimizer) -> None:
@@ -213,7 +213,7 @@ class AdversarialTask(RestorationTask):
             self.ema.update(self.network)
 
     def _discriminator_steps(self, alone: bool) -> None:
-        """alone: without the generator, whose step lets train/guards.py look at all gradients."""
+        """alone: without the generator, whose step lets train/runs/nonfinite.py look at all gradients."""
         ranks.average_gradients(list(self.adversary.parameters()))
         for optimizer in self.trainer.optimizers[1:]:
             self.scaler.unscale_(optimizer)

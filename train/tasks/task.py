@@ -17,8 +17,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from data.batch import Batch
 from losses.weighted import LossSet, Terms, grad_norms
 from train import ranks
-from train.checkpoint import resume_at, rng_state, set_rng_state
-from train.logs import write_pictures
+from train.runs.checkpoint import resume_at, rng_state, set_rng_state
+from train.runs.logs import write_pictures
 from train.tasks.ema import EMA
 from train.tasks.sharding import shard
 from train.tasks.validation import Validation, check_scale
@@ -77,9 +77,9 @@ class RestorationTask(L.LightningModule):
         self.row: dict[str, Tensor] = {}  # what this update logs
         self._row_after = 0  # updates done as of the last batch
         self.nonfinite: dict[str, Tensor] = {}  # loss term -> () bool: not finite in a batch since the last update
-        self.saving_s = 0.0  # spent on checkpoints since train/times.py last looked
+        self.saving_s = 0.0  # spent on checkpoints since train/runs/times.py last looked
         self.sharded = False
-        self.skip_update = False  # train/guards.py: the update that is being done leaves everything as it was
+        self.skip_update = False  # train/runs/nonfinite.py: the update that is being done leaves everything as it was
         # The resolved config and the samples an update consumes, of all ranks: saved in every checkpoint.
         self.config: dict[str, Any] = {}
         self.effective_batch = 0

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from losses.codebook import Codebook, CodeCrossEntropy, CodeFeature
 from tests.toy import write_photographs
-from tests.train.kills import Attempt, differences, explain, kill_and_finish, reference
-from tests.train.victim import Moment
+from tests.train.runs.kills import Attempt, differences, explain, kill_and_finish, reference
+from tests.train.runs.victim import Moment
 from train import stages
 from train.cli import compose
-from train.loggers import read_rows
-from train.run import build
+from train.runs.loggers import read_rows
+from train.runs.run import build
 from train.tasks.code_prediction import CodePredictionTask, Codes, Phase
 from train.tasks.codebook import CodebookUse, perplexity
 from train.tasks.task import check_arguments
@@ -72,7 +72,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def chain(folder: Path, *more: str) -> int:
-    from train import run
+    from train.runs import run
 
     each = [f"{stage}.{argument}" for stage in OF_STAGE for argument in OF_STAGE[stage]]
     with pytest.MonkeyPatch.context() as patched:

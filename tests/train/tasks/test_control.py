@@ -28,12 +28,12 @@ from tests.models.test_stable_diffusion import toy, write_folder
 from tests.parity import ircontrolnet as golden
 from tests.parity.cases import Case, folders
 from tests.toy import TINY_NETWORK, write_photographs
-from tests.train.kills import Attempt, differences, explain, kill_and_finish, reference
-from tests.train.victim import Moment
+from tests.train.runs.kills import Attempt, differences, explain, kill_and_finish, reference
+from tests.train.runs.victim import Moment
 from train.cli import compose
 from train.config import check
-from train.loggers import read_rows
-from train.run import build
+from train.runs.loggers import read_rows
+from train.runs.run import build
 from train.tasks.control import ControlTask, Diffusion, FirstStage, SampleDraws
 
 Command = Callable[..., tuple[int, str]]
@@ -160,7 +160,7 @@ def test_what_is_frozen_stays_as_it_was(given: Path) -> None:
 
 
 def task_of(given: Path, *more: str) -> ControlTask:
-    """As train/run.py makes it, for steps without a trainer."""
+    """As train/runs/run.py makes it, for steps without a trainer."""
     config = check(compose(arguments(given, *more)))
     torch.manual_seed(0)
     task: ControlTask = build(config["task"])

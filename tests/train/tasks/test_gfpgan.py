@@ -17,12 +17,12 @@ from models.components import PARTS, Part, boxes_of, cut
 from models.gfpgan import GFPGANv1, GFPGANv1Clean, to_clean
 from models.stylegan2 import StyleGAN2Generator
 from tests.toy import write_photographs
-from tests.train.kills import Attempt, differences, explain, kill_and_finish, reference
-from tests.train.victim import Moment
+from tests.train.runs.kills import Attempt, differences, explain, kill_and_finish, reference
+from tests.train.runs.victim import Moment
 from train.cli import compose
 from train.config import plain
-from train.loggers import read_rows
-from train.preflight import with_discriminators
+from train.runs.loggers import read_rows
+from train.runs.preflight import with_discriminators
 from train.tasks.adversarial import AdversarialTask
 from train.tasks.discriminators import Discriminator
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.train.test_run import RUN, photographs  # noqa: F401
+from tests.train.runs.test_run import RUN, photographs  # noqa: F401
 from train.cli import compose
 
 bitsandbytes = pytest.importorskip("bitsandbytes", reason="bitsandbytes is optional (uv sync --extra 8bit)")

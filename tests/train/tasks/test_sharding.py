@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from tests.toy import TINY_DATA, TINY_NETWORK, TINY_RUN, write_photographs
-from tests.train.kills import finished
+from tests.train.runs.kills import finished
 
 
 def test_sharded_goes_on_sharded_and_then_whole_as_if_never_sharded(tmp_path: Path) -> None:

@@ -25,27 +25,27 @@ Wrapped = Callable[..., Any]
 KINDS = {
     "mid-step": {
         "step": ("train.tasks.task", "RestorationTask.log_terms", "after"),  # a forward pass
-        "backward": ("train.guards", "NonFiniteGuard.on_before_optimizer_step", "before"),  # gradients
+        "backward": ("train.runs.nonfinite", "NonFiniteGuard.on_before_optimizer_step", "before"),  # gradients
         "optimizer": ("train.tasks.ema", "EMA.update", "before"),  # new weights, the old average
-        "log": ("train.loggers", "CsvLogger.log_metrics", "after"),  # a row in metrics.csv alone
+        "log": ("train.runs.loggers", "CsvLogger.log_metrics", "after"),  # a row in metrics.csv alone
     },
     "mid-save": {
         "save": ("lightning", "Trainer.save_checkpoint", "before"),  # where others wait for this rank
         "half a file": ("torch", "save", "half"),
-        "no checksum": ("train.checkpoint", "write_text", "before"),  # a whole file under a temporary name
-        "no name": ("train.checkpoint", "write_text", "after"),  # and a checksum of a file that isn't there
-        "not last": ("train.checkpoint", "link", "before"),  # a checkpoint that last.ckpt isn't
-        "not tidied": ("train.checkpoint", "Checkpoints._tidy", "before"),  # one file more than is kept
+        "no checksum": ("train.runs.checkpoint", "write_text", "before"),  # a whole file under a temporary name
+        "no name": ("train.runs.checkpoint", "write_text", "after"),  # and a checksum of a file that isn't there
+        "not last": ("train.runs.checkpoint", "link", "before"),  # a checkpoint that last.ckpt isn't
+        "not tidied": ("train.runs.checkpoint", "Checkpoints._tidy", "before"),  # one file more than is kept
     },
     "mid-validation": {
         "validation": ("train.tasks.task", "RestorationTask.validation_step", "after"),  # some of the images
         "picture": ("train.tasks.task", "write_pictures", "after"),  # pictures without a row
     },
     "at the start": {
-        "start": ("train.run", "prepare", "before"),  # nothing new
-        "cut": ("train.loggers", "TensorBoard.cut_after", "before"),  # metrics.csv is cut, TensorBoard's files are not
+        "start": ("train.runs.run", "prepare", "before"),  # nothing new
+        "cut": ("train.runs.loggers", "TensorBoard.cut_after", "before"),  # metrics.csv is cut, TensorBoard's files are not
     },
-    "at the end": {"end": ("train.run", "write_summary", "before")},  # all updates are done, and there is no summary
+    "at the end": {"end": ("train.runs.run", "write_summary", "before")},  # all updates are done, and there is no summary
 }
 # New weights of the generator, the discriminators' gradients; only where there are discriminators.
 DISCRIMINATORS = ("mid-step", "train.tasks.adversarial", "AdversarialTask._discriminator_steps", "before")
@@ -98,7 +98,7 @@ def _note_trainer() -> None:
 
         return on_train_start
 
-    _wrap("train.guards", "NonFiniteGuard.on_train_start", around)
+    _wrap("train.runs.nonfinite", "NonFiniteGuard.on_train_start", around)
 
 
 def arm(moment: Moment, note: Path) -> None:

@@ -27,8 +27,8 @@ import torch
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
 from tests.toy import ROOT, TINY_DATA, TINY_NETWORK, TINY_RUN
-from tests.train import victim
-from tests.train.victim import KINDS, ON_ANY_RANK, PHASES, Moment
+from tests.train.runs import victim
+from tests.train.runs.victim import KINDS, ON_ANY_RANK, PHASES, Moment
 
 UPDATES = 14
 # Saves, validations and rows fall on different updates; everything that draws is on.
@@ -139,8 +139,8 @@ def _become_train_py(
 ) -> None:
     """In a fresh fork of the server."""
     import train.launch
-    import train.logs
-    import train.run
+    import train.runs.logs
+    import train.runs.run
 
     os.environ.update(environment)
     os.setsid()
@@ -150,7 +150,10 @@ def _become_train_py(
     os.dup2(log, 2)
     multiprocessing.set_start_method("fork", force=True)  # of the data workers: else they would come from the server too
     train.launch.subprocess = SimpleNamespace(Popen=ForkedRank)  # type: ignore[attr-defined]
-    for module in (train.logs, train.run):  # curves.png takes longer than all updates; what it shows is in metrics.csv
+    for module in (
+        train.runs.logs,
+        train.runs.run,
+    ):  # curves.png takes longer than all updates; what it shows is in metrics.csv
         module.draw_curves = lambda *_: None  # type: ignore[attr-defined, assignment]
     if record:
         victim.record(record)

@@ -6,10 +6,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from train.checkpoint import damage, load, newest_whole, step_files, step_of
 from train.config import plain
 from train.ranks import say
-from train.rundir import differing_keys, listed, read_summary, set_aside
+from train.runs.checkpoint import damage, load, newest_whole, step_files, step_of
+from train.runs.rundir import differing_keys, listed, read_summary, set_aside
 
 
 def choose_checkpoint(config: dict[str, Any], directory: Path, back_to: Path | None = None) -> Path | None:

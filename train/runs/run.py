@@ -17,19 +17,19 @@ from omegaconf import OmegaConf
 
 from models import official
 from train import ranks
-from train.checkpoint import AtomicFiles, load
 from train.config import plain
-from train.guards import Diverged, NonFiniteGuard, leave_signals_to_us
 from train.launch import launch
-from train.loggers import CsvLogger
-from train.logs import Progress, draw_curves
-from train.memory import out_of_memory_explained
 from train.ranks import say
-from train.resume import check_continues, choose_checkpoint, finished, last_good
-from train.rundir import RUNS, differing_keys, lock, release, write_text
+from train.runs.checkpoint import AtomicFiles, load
+from train.runs.loggers import CsvLogger
+from train.runs.logs import Progress, draw_curves
+from train.runs.memory import out_of_memory_explained
+from train.runs.nonfinite import Diverged, NonFiniteGuard, leave_signals_to_us
+from train.runs.resume import check_continues, choose_checkpoint, finished, last_good
+from train.runs.rundir import RUNS, differing_keys, lock, release, write_text
+from train.runs.times import StepTimes
 from train.signals import Signals
 from train.tasks.task import RestorationTask
-from train.times import StepTimes
 
 
 def run(config: dict[str, Any]) -> None:
@@ -51,7 +51,7 @@ def run(config: dict[str, Any]) -> None:
         ranks.join(trainer)
         ranks.check_same_config(recorded(config))
         if config["preflight"]:
-            from train.preflight import preflight  # it imports this module
+            from train.runs.preflight import preflight  # it imports this module
 
             preflight(config)
             return
@@ -189,7 +189,7 @@ def make_trainer(config: dict[str, Any]) -> L.Trainer:
             max_epochs=-1,
             check_val_every_n_epoch=None,  # a run is one endless epoch
             num_sanity_val_steps=0,
-            enable_checkpointing=False,  # train/checkpoint.py does it
+            enable_checkpointing=False,  # train/runs/checkpoint.py does it
             enable_model_summary=False,
             use_distributed_sampler=False,  # data/order.py shares the samples out
         )
@@ -224,7 +224,7 @@ def prepare(config: dict[str, Any], directory: Path, trainer: L.Trainer, step: i
         (directory / "wandb_id").unlink(missing_ok=True)  # what another configuration sent before it failed is another run
     write_text(file, OmegaConf.to_yaml(OmegaConf.create(config)))
     (directory / "summary.json").unlink(missing_ok=True)  # of what is about to be done again, or of fewer updates
-    loggers: Any = trainer.loggers  # train/loggers.py
+    loggers: Any = trainer.loggers  # train/runs/loggers.py
     for logger in loggers:
         logger.cut_after(step)
         logger.log_hyperparams(config)

@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 from torchvision.utils import save_image
 
-from train.loggers import PICTURE, CsvLogger, TensorBoard, Wandb, picture_path, read_rows
+from train.runs.loggers import PICTURE, CsvLogger, TensorBoard, Wandb, picture_path, read_rows
 
 REPOSITORY = Path(__file__).parents[2]
 GREY = torch.full((3, 8, 24), 0.5)
@@ -25,7 +25,7 @@ GREY = torch.full((3, 8, 24), 0.5)
 # An attempt that is killed when the row of its last update is logged.
 KILLED = """
 import os, signal, sys
-from tests.train.test_loggers import attempt, loggers
+from tests.train.runs.test_loggers import attempt, loggers
 attempt(*loggers(sys.argv[1]), start=0, end=int(sys.argv[2]), finish=False)
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -205,7 +205,7 @@ def test_a_restored_run_id_is_taken_up(offline: Path) -> None:
 
 
 def write_pictures(folder: Path, steps: range) -> None:
-    """As train/logs.py leaves them."""
+    """As train/runs/logs.py leaves them."""
     (folder / "samples").mkdir()
     for step in steps:
         save_image(GREY, picture_path(folder, step))

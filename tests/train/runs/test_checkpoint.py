@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from train.checkpoint import AtomicFiles, Checkpoints, checksum_file, damage, newest_whole, step_files
-from train.guards import Diverged
+from train.runs.checkpoint import AtomicFiles, Checkpoints, checksum_file, damage, newest_whole, step_files
+from train.runs.nonfinite import Diverged
 from train.signals import Interrupted, Signals
 
 
@@ -104,7 +104,7 @@ def test_the_best_stay_and_come_back_with_the_state(tmp_path: Path) -> None:
 
 def test_wall_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr("train.checkpoint.time.monotonic", lambda: now)
+    monkeypatch.setattr("train.runs.checkpoint.time.monotonic", lambda: now)
     trainer, callback = Trainer(tmp_path), checkpoints(every_n_steps=100, every_s=60.0, keep=9)
     callback.on_train_start(trainer)
     for step, now in ((1, 30.0), (2, 61.0), (3, 100.0), (4, 122.0)):  # noqa: B007 # the clock reads it

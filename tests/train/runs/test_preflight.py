@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from losses.pixel import Charbonnier
 from models.swinir import SwinIR
 from tests.toy import TINY_DATA, TINY_NETWORK, TINY_RUN, write_photographs
-from tests.train.kills import finished
-from train.memory import ran_out
-from train.preflight import Measure, saved_storages
-from train.times import PARTS, StepTimes
+from tests.train.runs.kills import finished
+from train.runs.memory import ran_out
+from train.runs.preflight import Measure, saved_storages
+from train.runs.times import PARTS, StepTimes
 
 Cli = Callable[..., tuple[int, str]]
 
@@ -74,7 +74,7 @@ def test_workers_batches_of_before_are_not_timed(cli: Cli, root: str) -> None:
 
 
 def test_a_preflight_that_is_slow_stops_early(cli: Cli, root: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("train.preflight.BUDGET_S", 0.0)
+    monkeypatch.setattr("train.runs.preflight.BUDGET_S", 0.0)
     code, printed = cli(*PREFLIGHT, root, "data.num_workers=2")
     assert code == 0, printed
     assert "after 3 updates" in printed
@@ -207,7 +207,7 @@ def test_out_of_memory_of_a_gpu(cli: Cli, root: str, monkeypatch: pytest.MonkeyP
 def test_a_machine_with_gpus_has_more_ways_out(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from types import SimpleNamespace
 
-    from train.memory import memory_advice
+    from train.runs.memory import memory_advice
 
     config = {
         "data": {"batch_size": 6, "size": 512, "num_workers": 4},

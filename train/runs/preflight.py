@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from train import ranks
-from train.guards import Diverged, trained
 from train.ranks import say
-from train.run import batches_of_update, build, make_task, make_trainer, prepare
-from train.rundir import RUNS, lock, release
+from train.runs.nonfinite import Diverged, trained
+from train.runs.run import batches_of_update, build, make_task, make_trainer, prepare
+from train.runs.rundir import RUNS, lock, release
+from train.runs.times import PARTS, StepTimes
 from train.signals import Interrupted, stop_signal
 from train.tasks.task import RestorationTask
-from train.times import PARTS, StepTimes
 
 FEWEST = 3  # updates, the first of which warms up
 BUDGET_S = 60.0  # no update starts later, but for the fewest
@@ -57,7 +57,7 @@ class Measure(Callback):
         self.validation_s, self._mark = time.perf_counter() - self._mark, time.perf_counter()
 
     def on_train_end(self, *_: Any) -> None:
-        self.checkpoint_s = time.perf_counter() - self._mark  # train/checkpoint.py wrote it just before
+        self.checkpoint_s = time.perf_counter() - self._mark  # train/runs/checkpoint.py wrote it just before
 
     def update_s(self, window: int) -> dict[str, float]:
         """Seconds of each part, mean of the last `window` updates, the first left out where there is another."""

@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from torch import Tensor
 from torchvision.utils import save_image
 
-from train.loggers import TensorBoard, Wandb, picture_path, read_rows
+from train.runs.loggers import TensorBoard, Wandb, picture_path, read_rows
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -11,8 +11,8 @@ import torch
 from data.faces import FaceDataset
 from models.swinir import SwinIR
 from tests.toy import TINY_DATA, TINY_NETWORK, TINY_RUN, write_photographs
-from train import guards
-from train.checkpoint import AtomicFiles
+from train.runs import nonfinite as guards
+from train.runs.checkpoint import AtomicFiles
 from train.tasks.ema import EMA
 from train.tasks.validation import Validation
 

@@ -15,8 +15,8 @@ from models import official
 from tests.toy import ROOT, TINY_DATA, TINY_NETWORK, TINY_RUN, write_photographs
 from train.cli import compose
 from train.config import plain
-from train.loggers import read_rows
-from train.rundir import CAME_LATER, differing_keys, flatten
+from train.runs.loggers import read_rows
+from train.runs.rundir import CAME_LATER, differing_keys, flatten
 
 Cli = Callable[..., tuple[int, str]]
 
@@ -59,7 +59,7 @@ class WithPrior(nn.Module):
 def test_the_weights_of_a_prior_go_where_the_network_says(cli: Cli, tmp_path: Path, photographs: Path) -> None:
     torch.save(nn.Conv2d(4, 3, 1).state_dict(), tmp_path / "prior.pth")
     run = [each for each in RUN if not each.startswith("network.")] + [f"data.root={photographs}", "+init.prior=prior.pth"]
-    own = ["~network", "+network._target_=tests.train.test_run.WithPrior", "+network.width=4"]
+    own = ["~network", "+network._target_=tests.train.runs.test_run.WithPrior", "+network.width=4"]
     code, printed = cli(*run, *own)
     assert code == 0, printed
     prior, trained = official.read(tmp_path / "prior.pth").state, weights(tmp_path / "runs" / "run")
@@ -423,10 +423,10 @@ def test_a_job_that_slurm_starts_again_goes_on(
 
 
 def test_one_process_at_a_time(cli: Cli, tmp_path: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("train.rundir.LOCK_WAIT_S", 0.1)
+    monkeypatch.setattr("train.runs.rundir.LOCK_WAIT_S", 0.1)
     (tmp_path / "runs").mkdir()
     holder = (
-        "import sys, time; sys.path.insert(0, sys.argv[1]); from pathlib import Path; from train.rundir import lock;"
+        "import sys, time; sys.path.insert(0, sys.argv[1]); from pathlib import Path; from train.runs.rundir import lock;"
         "f = lock(Path('runs/run')); print('held', flush=True); time.sleep(60)"
     )
     other = subprocess.Popen([sys.executable, "-c", holder, str(ROOT)], cwd=tmp_path, stdout=subprocess.PIPE)

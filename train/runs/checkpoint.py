@@ -14,8 +14,8 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Callback
 
 from train import ranks
-from train.guards import Diverged
-from train.rundir import set_aside, write_text
+from train.runs.nonfinite import Diverged
+from train.runs.rundir import set_aside, write_text
 from train.signals import Interrupted, stop_signal
 from train.tasks.sharding import local
 

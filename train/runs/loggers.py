@@ -70,7 +70,7 @@ class CsvLogger(Attempt, Logger):
         with self.path.open("ab", buffering=0) as file:
             file.write(line.getvalue().encode())  # one system call: a kill leaves the whole row or none
         if "val/psnr" in row:
-            from train.logs import draw_curves  # that module imports this one
+            from train.runs.logs import draw_curves  # that module imports this one
 
             draw_curves(self.path.parent)
 

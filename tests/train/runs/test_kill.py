@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from data.module import one_thread
 from data.order import image_at
 from tests.toy import ROOT, write_photographs
-from tests.train.kills import (
+from tests.train.runs.kills import (
     UPDATES,
     VARIANTS,
     Attempt,
@@ -31,9 +31,9 @@ from tests.train.kills import (
     reference,
     wait_until_gone,
 )
-from tests.train.test_loggers import offline_rows
-from tests.train.victim import KINDS, Moment, lines
-from train.loggers import PICTURE, read_rows
+from tests.train.runs.test_loggers import offline_rows
+from tests.train.runs.victim import KINDS, Moment, lines
+from train.runs.loggers import PICTURE, read_rows
 
 ONE, TWO = VARIANTS[0], VARIANTS[2]
 SEED = 0  # of the moments: another one is another test that must pass
