@@ -1,6 +1,6 @@
 """Train a restoration network: python train.py model=swinir_ffhq data.root=DIR   (python train.py --help lists everything)"""
 
-from train.cli import main
+from train.jobs.cli import main
 
 if __name__ == "__main__":
     main()

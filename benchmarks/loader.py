@@ -16,8 +16,8 @@ import hydra
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # a script finds its own folder first, and `data` is one above
 
-from train.cli import CONF
-from train.config import check
+from train.jobs.cli import CONF
+from train.jobs.config import check
 from train.runs.run import build
 
 WARM_UP_S = 3.0

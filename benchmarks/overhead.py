@@ -27,8 +27,8 @@ from torch.utils.data import DataLoader
 sys.path.insert(0, str(Path(__file__).parent.parent))  # a script finds its own folder first, and `train` is one above
 
 from data.order import PositionSampler
-from train.cli import CONF
-from train.config import check
+from train.jobs.cli import CONF
+from train.jobs.config import check
 from train.runs.run import build, make_trainer, prepare, quieten
 from train.tasks.task import RestorationTask
 

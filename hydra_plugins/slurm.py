@@ -1,4 +1,4 @@
-"""hydra/launcher=slurm. Hydra takes launchers from a package of this name alone; what it does stands in train/cluster.py."""
+"""hydra/launcher=slurm. Hydra takes launchers from a package of this name alone; what it does stands in train/jobs/cluster.py."""
 
 import copy
 from collections.abc import Sequence
@@ -22,10 +22,10 @@ class SlurmLauncher(Launcher):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.loader, self.config = hydra_context.config_loader, config
-        self.sweep = task_function.sweep  # type: ignore[attr-defined]  # train/cli.py
+        self.sweep = task_function.sweep  # type: ignore[attr-defined]  # train/jobs/cli.py
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from train.cluster import Resources, run_jobs  # Hydra imports every plugin at every start
+        from train.jobs.cluster import Resources, run_jobs  # Hydra imports every plugin at every start
 
         configs = []
         for number, overrides in enumerate(job_overrides, start=initial_job_idx):

@@ -47,6 +47,6 @@ def command(
 @pytest.fixture
 def cli(command: Callable[..., tuple[int, str]]) -> Callable[..., tuple[int, str]]:
     """train.py: arguments in, (exit code, everything printed) out."""
-    from train.cli import main
+    from train.jobs.cli import main
 
     return lambda *arguments: command(main, *arguments)

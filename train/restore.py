@@ -23,8 +23,8 @@ from data.sources import Files, ImageFolder
 from models import official
 from models.ircontrolnet import IRControlNet
 from train import diffbir
-from train.cli import fail
-from train.config import nearest
+from train.jobs.cli import fail
+from train.jobs.config import nearest
 from train.signals import Interrupting, exit_code, stop_signal
 from train.tiles import restore_tiled, rounded
 

@@ -16,7 +16,7 @@ from models.vqgan import Encoder, Generator, VectorQuantizer, VQAutoEncoder
 from tests.parity import fill
 from tests.parity.cases import Case
 from tests.parity.gan import codeformer_adversarial_losses, given, gradient, load
-from train.cli import compose
+from train.jobs.cli import compose
 from train.runs.run import build
 from train.tasks.codebook import perplexity
 

@@ -24,8 +24,8 @@ from models.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator, StyleGA
 from tests.parity import fill, gan
 from tests.parity.cases import Case
 from tests.parity.gan import given, gradient, load, vgg_filled
-from train.cli import compose
-from train.config import plain
+from train.jobs.cli import compose
+from train.jobs.config import plain
 from train.runs.checkpoint import resume_at
 from train.runs.run import build, quieten
 from train.tasks.adversarial import AdversarialTask

@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from train.config import plain
+from train.jobs.config import plain
 from train.ranks import say
 from train.runs.checkpoint import damage, load, newest_whole, step_files, step_of
 from train.runs.rundir import differing_keys, listed, read_summary, set_aside

@@ -17,8 +17,8 @@ from omegaconf import OmegaConf
 
 from models import official
 from train import ranks
-from train.config import plain
-from train.launch import launch
+from train.jobs.config import plain
+from train.jobs.launch import launch
 from train.ranks import say
 from train.runs.checkpoint import AtomicFiles, load
 from train.runs.loggers import CsvLogger
@@ -119,7 +119,7 @@ def make_task(config: dict[str, Any], trainer: L.Trainer, fresh: bool = True) ->
             report = official.load_into(network, init["ckpt"], strict=init["strict"], parts=init["parts"])
             say(f"init.ckpt={init['ckpt']}: {report}")
         if prior := init.get("prior"):
-            part: Any = network.prior  # its name: train/config.py saw that there is one
+            part: Any = network.prior  # its name: train/jobs/config.py saw that there is one
             report = official.load_into(network.get_submodule(part), prior, strict=init["strict"])
             say(f"init.prior={prior}: {report}")
         if task.ema:

@@ -140,7 +140,7 @@ class PredictsCodes(RestorationTask):
         return on_codes_alone and "fuse_convs_dict" not in config["network"]["fix_modules"]
 
     def attach(self, codes: Codes) -> None:
-        """Called once by the constructors, which spell out their arguments for train/config.py."""
+        """Called once by the constructors, which spell out their arguments for train/jobs/config.py."""
         self.codes = codes
         terms: Any = self.loss.terms
         self.of_images = self.loss.needing({"restored", "fake_logits", "fake_features"})

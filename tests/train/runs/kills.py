@@ -75,7 +75,7 @@ VARIANTS = (Variant(1, 0, 1, False), Variant(1, 2, 2, True), Variant(2, 0, 1, Tr
 
 
 class ForkedRank:
-    """What train/launch.py needs of subprocess.Popen, as a fork of the launching process, which has imported everything."""
+    """What train/jobs/launch.py needs of subprocess.Popen, as a fork of the launching process, which has imported everything."""
 
     def __init__(self, command: list[str], *, env: dict[str, str], start_new_session: bool) -> None:
         assert start_new_session
@@ -115,7 +115,7 @@ class ForkedRank:
 
 def _main(argv: list[str]) -> int:
     """train.py in this process: its exit code."""
-    from train.cli import main
+    from train.jobs.cli import main
 
     sys.argv = argv
     try:
@@ -138,7 +138,7 @@ def _become_train_py(
     poison: tuple[int, int] | None,
 ) -> None:
     """In a fresh fork of the server."""
-    import train.launch
+    import train.jobs.launch
     import train.runs.logs
     import train.runs.run
 
@@ -149,7 +149,7 @@ def _become_train_py(
     os.dup2(log, 1)
     os.dup2(log, 2)
     multiprocessing.set_start_method("fork", force=True)  # of the data workers: else they would come from the server too
-    train.launch.subprocess = SimpleNamespace(Popen=ForkedRank)  # type: ignore[attr-defined]
+    train.jobs.launch.subprocess = SimpleNamespace(Popen=ForkedRank)  # type: ignore[attr-defined]
     for module in (
         train.runs.logs,
         train.runs.run,

@@ -130,7 +130,7 @@ def test_the_best_are_those_of_the_validations(variant: Variant, wholes: Wholes)
 
 def test_ranks_end_when_their_launcher_is_killed_at_once(tmp_path: Path) -> None:
     """They have not yet got to ask the kernel for it."""
-    code = "from train.launch import launch; launch({'trainer': {'num_nodes': 1}}, 2)"
+    code = "from train.jobs.launch import launch; launch({'trainer': {'num_nodes': 1}}, 2)"
     launcher = subprocess.Popen(
         [sys.executable, "-c", f"import os, sys; sys.path.insert(0, {str(ROOT)!r}); {code}"],
         cwd=tmp_path,

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from models import official
 from tests.toy import ROOT, TINY_DATA, TINY_NETWORK, TINY_RUN, write_photographs
-from train.cli import compose
-from train.config import plain
+from train.jobs.cli import compose
+from train.jobs.config import plain
 from train.runs.loggers import read_rows
 from train.runs.rundir import CAME_LATER, differing_keys, flatten
 

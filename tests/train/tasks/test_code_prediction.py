@@ -14,8 +14,8 @@ from losses.codebook import Codebook, CodeCrossEntropy, CodeFeature
 from tests.toy import write_photographs
 from tests.train.runs.kills import Attempt, differences, explain, kill_and_finish, reference
 from tests.train.runs.victim import Moment
-from train import stages
-from train.cli import compose
+from train.jobs import stages
+from train.jobs.cli import compose
 from train.runs.loggers import read_rows
 from train.runs.run import build
 from train.tasks.code_prediction import CodePredictionTask, Codes, Phase
@@ -132,7 +132,7 @@ def test_stages_checks_all_before_the_first_begins(command: Command, tmp_path: P
 
 def test_a_released_edition_alternates_images_and_codes(trained: Path, command: Command) -> None:
     """codeformer_official_stage3 on two LQs, its phases shortened; the discriminator rests where there is no image."""
-    from train.cli import main
+    from train.jobs.cli import main
 
     phases = {"image": 1, "stronger": 2, "codes": 3}
     code, printed = command(
@@ -154,7 +154,7 @@ def test_a_released_edition_alternates_images_and_codes(trained: Path, command: 
 
 def test_dtbfr_moves_encoder_and_transformer_alone(trained: Path, command: Command) -> None:
     """On pairs; its teacher is what it begins from."""
-    from train.cli import main
+    from train.jobs.cli import main
 
     start, photographs = trained / "runs" / "chain" / "stage3", trained / "photographs"
     code, printed = command(
@@ -201,7 +201,7 @@ STAGE2 = ["model=codeformer_stage2", *AUTOENCODER, *RUN, *TRANSFORMER, "data.roo
 def test_a_wrong_start_is_refused_before_data_is_read(
     trained: Path, command: Command, tmp_path: Path, given: list[str], message: str
 ) -> None:
-    from train.cli import main
+    from train.jobs.cli import main
 
     runs = trained / "runs" / "chain"
     if "another" in message:
@@ -224,7 +224,7 @@ def test_a_wrong_start_is_refused_before_data_is_read(
     ],
 )
 def test_other_models_say_what_they_lack(command: Command, given: list[str], message: str) -> None:
-    from train.cli import main
+    from train.jobs.cli import main
 
     code, printed = command(main, "model=swinir_ffhq", "data.root=nowhere", *given)
     assert code == 1
@@ -241,7 +241,7 @@ def test_a_longer_stage_one_leaves_no_stage_two_behind(trained: Path, tmp_path: 
     """What was made from the shorter one is not passed over in silence."""
     shutil.copytree(trained, tmp_path / "copy")
     errors: list[str] = []
-    monkeypatch.setattr("train.cli.fail", lambda message: errors.append(message) or sys.exit(1))
+    monkeypatch.setattr("train.jobs.cli.fail", lambda message: errors.append(message) or sys.exit(1))
     for _ in range(2):  # the second finds stage1 finished too
         assert chain(tmp_path / "copy", "stage1.trainer.max_steps=4") == 1
         assert "stage2: runs/chain/stage2 is finished, but was made from what stage1 had before" in errors.pop()
@@ -249,7 +249,7 @@ def test_a_longer_stage_one_leaves_no_stage_two_behind(trained: Path, tmp_path: 
 
 
 def test_stage_three_wants_a_discriminator(trained: Path, command: Command) -> None:
-    from train.cli import main
+    from train.jobs.cli import main
 
     runs = trained / "runs" / "chain"
     code, printed = command(
@@ -264,7 +264,7 @@ def test_stage_three_wants_a_discriminator(trained: Path, command: Command) -> N
 
 
 def test_another_teacher_is_refused_when_a_run_goes_on(trained: Path, command: Command, tmp_path: Path) -> None:
-    from train.cli import main
+    from train.jobs.cli import main
 
     saved = last(trained / "runs" / "chain" / "stage1")
     torch.save(saved, tmp_path / "teacher.ckpt")

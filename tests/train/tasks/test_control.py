@@ -30,8 +30,8 @@ from tests.parity.cases import Case, folders
 from tests.toy import TINY_NETWORK, write_photographs
 from tests.train.runs.kills import Attempt, differences, explain, kill_and_finish, reference
 from tests.train.runs.victim import Moment
-from train.cli import compose
-from train.config import check
+from train.jobs.cli import compose
+from train.jobs.config import check
 from train.runs.loggers import read_rows
 from train.runs.run import build
 from train.tasks.control import ControlTask, Diffusion, FirstStage, SampleDraws
@@ -77,7 +77,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
     backbone = copy.deepcopy(toy())  # which other tests have too
     tell_noise(backbone)
     write_folder(folder / "sd", diffusion=backbone)
-    from train.cli import main
+    from train.jobs.cli import main
 
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(folder)
@@ -104,7 +104,7 @@ def networks(run: Path, prefix: str = "network.") -> dict[str, Tensor]:
 @pytest.fixture(scope="module")
 def run(given: Path) -> Path:
     """runs/run of three updates, made by the command."""
-    from train.cli import main
+    from train.jobs.cli import main
 
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(given)
@@ -321,7 +321,7 @@ def test_validation_has_the_same_noise_each_time(given: Path) -> None:
 
 def test_the_official_file_of_a_run(given: Path, run: Path, command: Command, tmp_path: Path) -> None:
     """Written, strictly read, and the start of a fine-tuning as CX's."""
-    from train.cli import main
+    from train.jobs.cli import main
 
     code, printed = command(
         official.main, "export", str(run), "--format", "official", "--which", "network", "--output", "v1_face.pth"
@@ -347,7 +347,7 @@ def test_a_run_restores(given: Path, run: Path, command: Command) -> None:
 
 
 def test_another_first_stage_is_refused_when_a_run_goes_on(given: Path, command: Command, tmp_path: Path) -> None:
-    from train.cli import main
+    from train.jobs.cli import main
 
     saved = last(given / "runs" / "stage1")
     torch.save(saved, tmp_path / "stage1.ckpt")
@@ -451,7 +451,7 @@ def test_a_wrong_start_is_refused_before_data_is_read(
     message: str,
 ) -> None:
     from data.faces import FaceDataset
-    from train.cli import main
+    from train.jobs.cli import main
 
     monkeypatch.setattr(FaceDataset, "__getitem__", lambda *_: pytest.fail("data was read"))
     more = spoiled(given, tmp_path, wrong) if isinstance(wrong, str) else [each.replace("RUN", str(run)) for each in wrong]
@@ -463,7 +463,7 @@ def test_a_wrong_start_is_refused_before_data_is_read(
 
 
 def test_another_network_is_not_for_this_task(given: Path, command: Command) -> None:
-    from train.cli import main
+    from train.jobs.cli import main
 
     code, printed = command(main, "model=ircontrolnet_ffhq", "network=swinir_tiny", *arguments(given)[-3:])
     assert code == 1

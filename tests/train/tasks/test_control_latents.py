@@ -62,7 +62,7 @@ def doubled(folder: Path) -> str:
 
 
 def test_the_training_is_the_same(given: Path, folders: Path, command: Command) -> None:  # noqa: F811
-    from train.cli import main
+    from train.jobs.cli import main
 
     def trained(name: str, *more: str) -> dict[str, torch.Tensor]:
         code, printed = command(main, *arguments(given, *SIZES, *IN_PROPORTION, *pairs(folders)), f"name={name}", *more)
@@ -85,7 +85,7 @@ def test_with_both_neither_the_first_stage_nor_the_encoder_runs_in_an_update(
     command: Command,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from train.cli import main
+    from train.jobs.cli import main
     from train.tasks.control import ControlTask
 
     updates = []
@@ -105,7 +105,7 @@ def test_with_both_neither_the_first_stage_nor_the_encoder_runs_in_an_update(
 
 
 def test_what_does_not_fit_is_refused(given: Path, folders: Path, command: Command) -> None:  # noqa: F811
-    from train.cli import main
+    from train.jobs.cli import main
 
     def refused(*more: str) -> str:
         code, printed = command(main, *arguments(given, *SIZES, *pairs(folders)), *more)
@@ -133,7 +133,7 @@ def test_what_does_not_fit_is_refused(given: Path, folders: Path, command: Comma
 
 
 def test_lqs_smaller_than_their_hqs_are_refused(given: Path, folders: Path, command: Command) -> None:  # noqa: F811
-    from train.cli import main
+    from train.jobs.cli import main
 
     write_photographs(folders / "small", size=32)
     code, printed = command(main, *arguments(given, *SIZES, *pairs(folders), f"data.root={folders}/small"))
@@ -160,7 +160,7 @@ def test_options_that_the_first_stage_has_no_use_for(
 
 def test_a_task_without_a_use_for_them_refuses_them(folders: Path, command: Command) -> None:
     from tests.toy import TINY_NETWORK
-    from train.cli import main
+    from train.jobs.cli import main
 
     own = ["model=swinir_ffhq", *TINY_NETWORK, *pairs(folders), "data.size=64", "data.val_images=2", "data.num_workers=0"]
     own += ["data.hflip_prob=0", "trainer.accelerator=cpu", "trainer.max_steps=1", "validation.lpips=null"]

@@ -19,8 +19,8 @@ from models.stylegan2 import StyleGAN2Generator
 from tests.toy import write_photographs
 from tests.train.runs.kills import Attempt, differences, explain, kill_and_finish, reference
 from tests.train.runs.victim import Moment
-from train.cli import compose
-from train.config import plain
+from train.jobs.cli import compose
+from train.jobs.config import plain
 from train.runs.loggers import read_rows
 from train.runs.preflight import with_discriminators
 from train.tasks.adversarial import AdversarialTask

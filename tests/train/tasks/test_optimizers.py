@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.train.runs.test_run import RUN, photographs  # noqa: F401
-from train.cli import compose
+from train.jobs.cli import compose
 
 bitsandbytes = pytest.importorskip("bitsandbytes", reason="bitsandbytes is optional (uv sync --extra 8bit)")
 

@@ -16,8 +16,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from train.config import ConfigError, check, plain
-from train.launch import Failed, launch
+from train.jobs.config import ConfigError, check, plain
+from train.jobs.launch import Failed, launch
 from train.runs.rundir import RUNS, differing_keys, read_summary, write_text
 from train.signals import Interrupted, stop_signal
 

@@ -25,8 +25,8 @@ LISTED = (
 def main() -> None:
     """Runs one training, or with -m (or a launcher) one for each combination; exit code 0 only when all of them ended well."""
     arguments = sys.argv[1:]
-    if arguments[:1] == ["--resolved"]:  # a process that train/launch.py started
-        from train.launch import die_with_parent
+    if arguments[:1] == ["--resolved"]:  # a process that train/jobs/launch.py started
+        from train.jobs.launch import die_with_parent
         from train.signals import Signals
 
         die_with_parent()
@@ -61,7 +61,7 @@ def with_hydra(task: Callable[[DictConfig], Any]) -> None:
 
 
 def train_composed(config: DictConfig) -> None:
-    from train.config import ConfigError, check  # torch and Lightning load only now: --help and --cfg stay quick
+    from train.jobs.config import ConfigError, check  # torch and Lightning load only now: --help and --cfg stay quick
 
     try:
         checked = check(config)
@@ -72,9 +72,9 @@ def train_composed(config: DictConfig) -> None:
 
 def sweep(arguments: list[str]) -> None:
     """Every combination in turn; ends non-zero naming the jobs that failed."""
+    from train.jobs.sweep import Sweep, is_swept
     from train.ranks import launched_from_outside
     from train.signals import Signals
-    from train.sweep import Sweep, is_swept
 
     if launched_from_outside():
         fail("-m starts the processes of its runs itself: leave out torchrun or srun")
@@ -108,7 +108,7 @@ def train(config: dict[str, Any]) -> None:
     from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch.utilities import rank_zero_only
 
-    from train.launch import Failed
+    from train.jobs.launch import Failed
     from train.ranks import SaidByRankZero
     from train.runs.run import run
     from train.signals import Interrupted
@@ -194,7 +194,7 @@ def _first_comment(file: Path) -> str:
 
 def explain(error: Exception, arguments: list[str]) -> str:
     """Hydra's message without its search path and without its advice to append a wrong key, but with the nearest valid one."""
-    from train.config import nearest, plain, valid_keys
+    from train.jobs.config import nearest, plain, valid_keys
 
     text = str(error).partition("\nConfig search path")[0].strip()
     if options := re.search(r"Could not find '([\w./-]+)/([^'/]+)'\s+Available options in '[^']*':\s+(.*)", text, re.DOTALL):

@@ -14,9 +14,9 @@ from omegaconf import OmegaConf
 
 from tests.toy import TINY_DATA, TINY_NETWORK, TINY_RUN, write_photographs
 from tests.train.runs.kills import Attempt
-from train.launch import Failed
+from train.jobs.launch import Failed
+from train.jobs.sweep import job_name
 from train.signals import Interrupted
-from train.sweep import job_name
 
 Cli = Callable[..., tuple[int, str]]
 TINY = ["experiment=demo", "data=folder", *TINY_NETWORK, *TINY_DATA, *TINY_RUN, "schedule=constant", "validation.lpips=null"]
@@ -48,7 +48,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         value = {"psnr": 30 - abs(log10(lr) + 3), "lpips": None}
         (folder / "summary.json").write_text(json.dumps({"step": config["trainer"]["max_steps"], "val": value}))
 
-    monkeypatch.setattr("train.sweep.launch", launch)
+    monkeypatch.setattr("train.jobs.sweep.launch", launch)
     return names
 
 
@@ -119,7 +119,7 @@ def test_a_sweep_that_is_interrupted_says_so_whatever_failed_before(
             raise Failed("out of luck")
         raise Interrupted(signal.SIGTERM, 3)
 
-    monkeypatch.setattr("train.sweep.launch", launch)
+    monkeypatch.setattr("train.jobs.sweep.launch", launch)
     code, printed = cli("-m", "experiment=demo", "optimizer.lr=1e-2,1e-3,1e-4")
     assert code == 75
     assert len(launched) == 2, "the third is for the next time"

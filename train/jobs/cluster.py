@@ -17,11 +17,11 @@ from omegaconf import DictConfig, open_dict
 from pydantic.dataclasses import dataclass
 from submitit.core.utils import FailedJobError
 
-from train.config import ConfigError, plain
-from train.launch import slurm_task
+from train.jobs.config import ConfigError, plain
+from train.jobs.launch import slurm_task
+from train.jobs.sweep import Job, Sweep, is_finished
 from train.runs.rundir import RUNS, write_text
 from train.signals import stop_signal
-from train.sweep import Job, Sweep, is_finished
 
 ROOT = Path(__file__).parent.parent
 

@@ -116,7 +116,7 @@ def slurm_task(config: dict[str, Any]) -> None:
     on a preemption SLURM does so itself, and a job that was cancelled stays so.
     """
     with Signals():  # in place of submitit's handlers
-        from train import cli
+        from train.jobs import cli
 
         try:
             cli.train(config)
