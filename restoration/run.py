@@ -22,11 +22,11 @@ from data.images import to_tensor, write_png
 from data.sources import Files, ImageFolder
 from models import official
 from models.ircontrolnet import IRControlNet
-from train import diffbir
+from restoration import diffbir
+from restoration.tiles import restore_tiled, rounded
 from train.jobs.cli import fail
 from train.jobs.config import nearest
 from train.signals import Interrupting, exit_code, stop_signal
-from train.tiles import restore_tiled, rounded
 
 HELP = f"""python restore.py ckpt=FILE input=DIR output=DIR [KEY=VALUE …]
 

@@ -19,12 +19,12 @@ from models.official import export
 from models.sampling import drawn_from
 from models.stable_diffusion import load
 from models.swinir import SwinIR
+from restoration.diffbir import V2, VERSIONS, noise_of
+from restoration.run import HELP, OWN, SECOND, main
 from tests.models.test_stable_diffusion import SETTINGS, control, pickled, write_folder
 from tests.models.test_vqgan import tiny as autoencoder
-from tests.test_restore import picture
+from tests.restoration.test_run import picture
 from tests.toy import ROOT, write_photographs
-from train.diffbir import V2, VERSIONS, noise_of
-from train.restore import HELP, OWN, SECOND, main
 
 Cli = Callable[..., tuple[int, str]]
 UNET_FILE = "unet/diffusion_pytorch_model.safetensors"

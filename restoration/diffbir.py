@@ -134,7 +134,7 @@ def choice(*names: str) -> tuple[Callable[[str], str], str]:
     return {name: name for name in names}.__getitem__, " or ".join(names)
 
 
-READERS: dict[str, tuple[Callable[[str], Any], str]] = {  # as in train/restore.py
+READERS: dict[str, tuple[Callable[[str], Any], str]] = {  # as in restoration/run.py
     **dict.fromkeys(("stage2", "sd", "tokenizer"), (os.path.expanduser, "a path")),
     **dict.fromkeys(("zero_snr", "rescale_cfg", "cldm_tiled"), ({"true": True, "false": False}.__getitem__, "true or false")),
     "cfg": (number, "a number"),

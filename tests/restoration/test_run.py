@@ -18,9 +18,9 @@ from data.images import to_tensor, write_png
 from models.codeformer import CodeFormer
 from models.elan import ELAN
 from models.families import full_state
+from restoration.run import main
+from restoration.tiles import restore_tiled
 from tests.toy import ROOT, write_photographs
-from train.restore import main
-from train.tiles import restore_tiled
 
 Cli = Callable[..., tuple[int, str]]
 TINY = {"m_elan": 2, "c_elan": 15, "n_share": 0, "r_expand": 2, "window_sizes": [4, 8, 16], "img_range": 255.0}
@@ -221,14 +221,14 @@ def test_what_went_wrong_before_an_abort_is_told(
             raise error
         write_png(path, image)
 
-    monkeypatch.setattr("train.restore.write_png", until_02)
+    monkeypatch.setattr("restoration.run.write_png", until_02)
     arguments = [f"ckpt={elan}", "input=in", "output=out"]
     ended, printed = restore(*arguments)
     assert ended == code
     assert "1 of 4 images restored into out" in printed
     assert "error: in/00.png can't be read" in printed
     assert says in printed
-    monkeypatch.setattr("train.restore.write_png", write_png)
+    monkeypatch.setattr("restoration.run.write_png", write_png)
     assert "2 of 4 images restored into out" in restore(*arguments)[1]
 
 

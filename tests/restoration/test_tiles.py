@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.elan import ELAN
+from restoration.tiles import ramp, restore_tiled, spans
 from tests.parity import fill
-from train.tiles import ramp, restore_tiled, spans
 
 
 def image(height: int, width: int) -> Tensor:
