@@ -55,7 +55,7 @@ def stable_diffusion(tiny: bool) -> Any:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from models.stable_diffusion import StableDiffusion
+    from models.diffusion.stable_diffusion import StableDiffusion
 
     text = TINY_TEXT if tiny else TEXT
     unet = UNet2DConditionModel(
@@ -82,9 +82,9 @@ class Ours:
     """What train/tasks/control.py's task does in an update."""
 
     def __init__(self, *, tiny: bool, checkpointed: bool, peer: bool, device: str) -> None:
-        from models.diffbir import DiffBIR
-        from models.diffusion import NoiseSchedule
-        from models.ircontrolnet import IRControlNet
+        from models.diffusion.diffbir import DiffBIR
+        from models.diffusion.ircontrolnet import IRControlNet
+        from models.diffusion.schedule import NoiseSchedule
         from train.tasks.control import Diffusion
 
         torch.manual_seed(0)
@@ -141,7 +141,7 @@ class Theirs(Ours):
     """What train_stage2.py does in one."""
 
     def loss(self, hq: Tensor, lq: Tensor) -> Tensor:
-        from models.stable_diffusion import tokens_of
+        from models.diffusion.stable_diffusion import tokens_of
         from train.tasks.control import SampleDraws
 
         backbone, draws = self.diffusion.backbone, SampleDraws(0, range(len(hq)))

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from models.codeformer import CodeFormer
+from models.diffusion.ircontrolnet import IRControlNet, arguments
 from models.elan import ELAN, RGB_MEAN
 from models.gfpgan import GFPGANv1, GFPGANv1Clean, to_clean
-from models.ircontrolnet import IRControlNet, arguments
 from models.swinir import SwinIR
 from models.vqgan import VQAutoEncoder
 

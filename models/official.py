@@ -26,9 +26,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from models.diffusion.ircontrolnet import IRControlNet, arguments_of, read_diffusers, to_diffusers
 from models.families import FAMILIES, Arguments, CheckpointError, Recognised, class_path, first, full_state, recognise
 from models.gfpgan import GFPGANv1
-from models.ircontrolnet import IRControlNet, arguments_of, read_diffusers, to_diffusers
 
 Form = Literal["official", "safetensors", "diffusers"]
 Which = str  # ema, network, or discriminator NAME

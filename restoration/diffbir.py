@@ -13,9 +13,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from models import official
-from models.diffusion import NoiseSchedule, Prediction
-from models.ircontrolnet import IRControlNet
-from models.sampling import drawn_from
+from models.diffusion.ircontrolnet import IRControlNet
+from models.diffusion.sampling import drawn_from
+from models.diffusion.schedule import NoiseSchedule, Prediction
 
 HELP = """python restore.py pipeline=diffbir stage1=FILE stage2=FILE sd=DIR input=DIR output=DIR [KEY=VALUE …]
 
@@ -177,8 +177,8 @@ def second_stage(
 
     Raises: ValueError, OSError: files that are missing or of another kind, or settings that don't go together.
     """
-    from models.diffbir import DiffBIR, Guidance  # here, as diffusers and transformers take seconds
-    from models.stable_diffusion import check_prediction, load
+    from models.diffusion.diffbir import DiffBIR, Guidance  # here, as diffusers and transformers take seconds
+    from models.diffusion.stable_diffusion import check_prediction, load
 
     control = official.build(options.stage2, which)
     if not isinstance(control, IRControlNet):

@@ -21,7 +21,7 @@ from data.faces import read_image
 from data.images import to_tensor, write_png
 from data.sources import Files, ImageFolder
 from models import official
-from models.ircontrolnet import IRControlNet
+from models.diffusion.ircontrolnet import IRControlNet
 from restoration import diffbir
 from restoration.tiles import restore_tiled, rounded
 from train.jobs.cli import fail

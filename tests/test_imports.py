@@ -18,8 +18,14 @@ FORBIDDEN = {
 # the contracts of a batch, of a loss set and of a network that nobody trains, and `from models import official`
 ALLOWED_IN_TRAIN = {"data.batch", "losses.weighted", "losses.frozen", "models.official", "models"}
 MORE = {  # inference reads images without a FaceData, and its second stage is no network of conf/
-    "restore.py": {"data.faces", "data.images", "data.sources", "models.ircontrolnet"},
-    "diffbir.py": {"models.diffbir", "models.diffusion", "models.ircontrolnet", "models.sampling", "models.stable_diffusion"},
+    "restore.py": {"data.faces", "data.images", "data.sources", "models.diffusion.ircontrolnet"},
+    "diffbir.py": {
+        "models.diffusion.diffbir",
+        "models.diffusion.schedule",
+        "models.diffusion.ircontrolnet",
+        "models.diffusion.sampling",
+        "models.diffusion.stable_diffusion",
+    },
 }
 
 

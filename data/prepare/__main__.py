@@ -14,7 +14,11 @@ def networks() -> codes.Networks:
 
 
 def autoencoder() -> latents.Networks:
-    names = ("models.stable_diffusion.load_autoencoder", "train.tasks.control.digest_of", "train.tasks.control.FirstStage")
+    names = (
+        "models.diffusion.stable_diffusion.load_autoencoder",
+        "train.tasks.control.digest_of",
+        "train.tasks.control.FirstStage",
+    )
     return latents.Networks(*(get_object(name) for name in names))
 
 

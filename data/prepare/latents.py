@@ -27,7 +27,7 @@ from data.sources import Files, Source
 
 
 class Autoencoder(Protocol):
-    """models.stable_diffusion.StableDiffusion, of which the autoencoder is enough."""
+    """models.diffusion.stable_diffusion.StableDiffusion, of which the autoencoder is enough."""
 
     vae: nn.Module
 

@@ -17,7 +17,7 @@ from models import official
 from models.families import full_state
 from models.official import CheckpointError, build, load_into, read, recognise
 from models.swinir import SwinIR
-from tests.models.test_stable_diffusion import control
+from tests.models.diffusion.test_stable_diffusion import control
 from tests.parity import fill
 
 BODY: dict[str, Any] = {"embed_dim": 12, "depths": [2, 2], "num_heads": [2, 3], "window_size": 4, "mlp_ratio": 2.0}

@@ -18,10 +18,10 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from models import ldm
-from models.diffbir import DiffBIR, controlled
-from models.diffusion import NoiseSchedule
-from models.guidance import (
+from models.diffusion import ldm
+from models.diffusion.colour import coarse, wavelet_colour_fix
+from models.diffusion.diffbir import DiffBIR, controlled
+from models.diffusion.guidance import (
     flatness,
     guidance_scale,
     guided,
@@ -30,9 +30,8 @@ from models.guidance import (
     restoration_guidance,
     squared_error,
 )
-from models.ircontrolnet import IRControlNet, arguments
-from models.latent_tiles import gaussian_weights, starts, tiled
-from models.sampling import (
+from models.diffusion.ircontrolnet import IRControlNet, arguments
+from models.diffusion.sampling import (
     SAMPLERS,
     Draw,
     ddim_schedule,
@@ -40,8 +39,9 @@ from models.sampling import (
     sigma_schedule,
     spaced_schedule,
 )
-from models.stable_diffusion import TEXT, UNET, VAE, StableDiffusion, tokens_of
-from models.wavelet import coarse, wavelet_colour_fix
+from models.diffusion.schedule import NoiseSchedule
+from models.diffusion.stable_diffusion import TEXT, UNET, VAE, StableDiffusion, tokens_of
+from models.diffusion.tiles import gaussian_weights, starts, tiled
 from tests.parity import fill
 from tests.parity.cases import Case
 

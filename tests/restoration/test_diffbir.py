@@ -12,16 +12,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from models.diffbir import DiffBIR
-from models.diffusion import NoiseSchedule
+from models.diffusion.diffbir import DiffBIR
+from models.diffusion.sampling import drawn_from
+from models.diffusion.schedule import NoiseSchedule
+from models.diffusion.stable_diffusion import load
 from models.families import full_state
 from models.official import export
-from models.sampling import drawn_from
-from models.stable_diffusion import load
 from models.swinir import SwinIR
 from restoration.diffbir import V2, VERSIONS, noise_of
 from restoration.run import HELP, OWN, SECOND, main
-from tests.models.test_stable_diffusion import SETTINGS, control, pickled, write_folder
+from tests.models.diffusion.test_stable_diffusion import SETTINGS, control, pickled, write_folder
 from tests.models.test_vqgan import tiny as autoencoder
 from tests.restoration.test_run import picture
 from tests.toy import ROOT, write_photographs
@@ -336,7 +336,7 @@ def test_restoring_with_one_network_does_not_wait_for_diffusers() -> None:
         top = ast.parse((ROOT / "train" / f"{name}.py").read_text()).body
         modules = {node.module for node in top if isinstance(node, ast.ImportFrom)}
         assert "models" in modules
-        assert not modules & {"diffusers", "transformers", "models.diffbir", "models.stable_diffusion"}
+        assert not modules & {"diffusers", "transformers", "models.diffusion.diffbir", "models.diffusion.stable_diffusion"}
 
 
 def test_help_lists_every_key(command: Cli) -> None:

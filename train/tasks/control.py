@@ -99,10 +99,10 @@ class Diffusion(nn.Module):
 
     So no optimizer, EMA, DDP or checkpoint reaches it. Read at every start; a run that goes on with other weights is refused.
 
-    Args:   backbone: Stable Diffusion 2.1, as models.stable_diffusion.load gives it.
-            noise: models.diffusion.NoiseSchedule.
+    Args:   backbone: Stable Diffusion 2.1, as models.diffusion.stable_diffusion.load gives it.
+            noise: models.diffusion.schedule.NoiseSchedule.
             stage1: makes the restorations that are the conditions.
-            sampler: control, diffusion and schedule to the second stage that validates: models.diffbir.DiffBIR.
+            sampler: control, diffusion and schedule to the second stage that validates: models.diffusion.diffbir.DiffBIR.
             noise_aug: the condition is noised at a timestep below this one, another for each sample (v2.1: 200); 0: it isn't.
             precision: the trainer's. bf16-… keeps the frozen weights in bfloat16, which halves their memory; others in float32.
             channels_last: how weights of convolutions lie in memory; GPUs prefer it in half precision.

@@ -14,8 +14,8 @@ from data.latents import Latents
 from data.prepare.__main__ import COMMANDS
 from data.prepare.arguments import main
 from data.sources import ImageFolder
-from models.stable_diffusion import VAE, load, load_autoencoder
-from tests.models.test_stable_diffusion import official_state, toy, write_folder
+from models.diffusion.stable_diffusion import VAE, load, load_autoencoder
+from tests.models.diffusion.test_stable_diffusion import official_state, toy, write_folder
 from tests.toy import write_photographs
 
 SIZE = 64

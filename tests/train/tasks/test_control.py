@@ -15,16 +15,16 @@ from torch import Tensor
 
 from losses.denoising import Denoising
 from models import official
-from models.diffbir import DiffBIR
-from models.diffusion import NoiseSchedule
+from models.diffusion.diffbir import DiffBIR
+from models.diffusion.ircontrolnet import IRControlNet
+from models.diffusion.schedule import NoiseSchedule
+from models.diffusion.stable_diffusion import StableDiffusion, load
 from models.elan import ELAN
-from models.ircontrolnet import IRControlNet
 from models.official import build as build_network
-from models.stable_diffusion import StableDiffusion, load
+from tests.models.diffusion.test_stable_diffusion import CONTROL as TINY
+from tests.models.diffusion.test_stable_diffusion import toy, write_folder
 from tests.models.test_codeformer import tiny as codeformer
 from tests.models.test_gfpgan import tiny as gfpgan
-from tests.models.test_stable_diffusion import CONTROL as TINY
-from tests.models.test_stable_diffusion import toy, write_folder
 from tests.parity import ircontrolnet as golden
 from tests.parity.cases import Case, folders
 from tests.toy import TINY_NETWORK, write_photographs

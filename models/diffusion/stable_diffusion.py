@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from models import ldm
-from models.diffusion import TIMESTEPS, Prediction
+from models.diffusion import ldm
+from models.diffusion.schedule import TIMESTEPS, Prediction
 from models.families import CheckpointError
 from models.official import read
 

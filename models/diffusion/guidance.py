@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.diffusion import TIMESTEPS
-from models.sampling import Correct, Predict
+from models.diffusion.sampling import Correct, Predict
+from models.diffusion.schedule import TIMESTEPS
 
 Model = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # latent, timesteps (b,), text, condition latent to the output
 

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from models.diffusion import TIMESTEPS, NoiseSchedule, clean_of
+from models.diffusion.schedule import TIMESTEPS, NoiseSchedule, clean_of
 
 Predict = Callable[[Tensor, int], Tensor]  # a latent and its timestep to the network's output, guided
 Draw = Callable[[Tensor], Tensor]  # unit noise in the shape of a latent

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.diffusion import NoiseSchedule, Prediction, clean_of
-from models.guidance import (
+from models.diffusion.colour import coarse, wavelet_colour_fix
+from models.diffusion.guidance import (
     flatness,
     guidance_scale,
     guided,
@@ -18,9 +18,9 @@ from models.guidance import (
     restoration_guidance,
     squared_error,
 )
-from models.latent_tiles import gaussian_weights, starts, tiled
-from models.sampling import SAMPLERS, drawn_from, sample_spaced, sigma_schedule, spaced_schedule
-from models.wavelet import coarse, wavelet_colour_fix
+from models.diffusion.sampling import SAMPLERS, drawn_from, sample_spaced, sigma_schedule, spaced_schedule
+from models.diffusion.schedule import NoiseSchedule, Prediction, clean_of
+from models.diffusion.tiles import gaussian_weights, starts, tiled
 
 EPS, V = NoiseSchedule(prediction="eps", zero_snr=False), NoiseSchedule(prediction="v", zero_snr=True)
 

@@ -16,7 +16,7 @@ from annotated_types import Gt, MinLen
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from models import ldm
+from models.diffusion import ldm
 
 Positive = Annotated[int, Gt(0)]
 EMBEDDING = "controlnet_cond_embedding"  # of the condition, in diffusers

@@ -10,9 +10,9 @@ import torch
 import yaml
 from torch import Tensor
 
-from models import ldm
+from models.diffusion import ldm
+from models.diffusion.ircontrolnet import IRControlNet, timestep_embedding
 from models.families import CheckpointError
-from models.ircontrolnet import IRControlNet, timestep_embedding
 from models.official import build, export, recognise
 from tests.parity.cases import folders, manifest, manifests_in
 
@@ -58,7 +58,7 @@ def on_meta(path: Path, prefix: str = "") -> dict[str, Tensor]:
 def full_size() -> IRControlNet:
     with torch.device("meta"):
         arguments = yaml.safe_load(CONF.read_text())
-        assert arguments.pop("_target_") == "models.ircontrolnet.IRControlNet"
+        assert arguments.pop("_target_") == "models.diffusion.ircontrolnet.IRControlNet"
         return IRControlNet(**arguments)
 
 
@@ -238,7 +238,7 @@ def test_keys_without_a_name_are_an_error() -> None:
 
 def test_only_the_backbone_imports_diffusers() -> None:
     """Importing it takes seconds, which a training of another network would lose."""
-    heavy = {"diffusers", "transformers", "models.stable_diffusion", "models.diffbir"}
+    heavy = {"diffusers", "transformers", "models.diffusion.stable_diffusion", "models.diffusion.diffbir"}
     importing = {}
     for file in (CONF.parents[2] / "models").glob("*.py"):
         top = [node for node in ast.parse(file.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]

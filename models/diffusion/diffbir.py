@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.diffusion import TIMESTEPS, NoiseSchedule
-from models.guidance import Loss, Model, guided, image_loss, latent_loss, restoration_guidance
-from models.ircontrolnet import IRControlNet
-from models.latent_tiles import tiled
-from models.sampling import SAMPLERS, Draw, check_steps, sample_spaced, spaced_schedule
-from models.stable_diffusion import StableDiffusion
-from models.wavelet import wavelet_colour_fix
+from models.diffusion.colour import wavelet_colour_fix
+from models.diffusion.guidance import Loss, Model, guided, image_loss, latent_loss, restoration_guidance
+from models.diffusion.ircontrolnet import IRControlNet
+from models.diffusion.sampling import SAMPLERS, Draw, check_steps, sample_spaced, spaced_schedule
+from models.diffusion.schedule import TIMESTEPS, NoiseSchedule
+from models.diffusion.stable_diffusion import StableDiffusion
+from models.diffusion.tiles import tiled
 
 Progress = Callable[[Iterator[Tensor]], Iterator[Tensor]]
 Start = Literal["noise", "cond"]
@@ -45,8 +45,8 @@ class Guidance:
 class DiffBIR:
     """The second stage with all its settings; a call restores a batch. Raises ValueError for settings that don't go together.
 
-    Args:    sampler: a key of models.sampling.SAMPLERS. steps: of it.
-             scale, rescale: of classifier-free guidance, see models.guidance. positive, negative: prompts.
+    Args:    sampler: a key of models.diffusion.sampling.SAMPLERS. steps: of it.
+             scale, rescale: of classifier-free guidance, see models.diffusion.guidance. positive, negative: prompts.
              strength: factor of all residuals of the control network.
              start: from noise, or from the condition latent noised to the last timestep ("cond", not for zero-SNR).
              noise_aug: timestep that the condition is noised to before sampling; 0 is none.

@@ -24,13 +24,23 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from models import ldm, official
-from models.diffbir import DiffBIR, Guidance, controlled
-from models.diffusion import NoiseSchedule
+from models import official
+from models.diffusion import ldm
+from models.diffusion.diffbir import DiffBIR, Guidance, controlled
+from models.diffusion.ircontrolnet import IRControlNet, from_diffusers, to_diffusers
+from models.diffusion.sampling import SAMPLERS, drawn_from, sigma_schedule
+from models.diffusion.schedule import NoiseSchedule
+from models.diffusion.stable_diffusion import (
+    TEXT,
+    UNET,
+    VAE,
+    StableDiffusion,
+    check_prediction,
+    load,
+    load_autoencoder,
+    tokens_of,
+)
 from models.families import CheckpointError
-from models.ircontrolnet import IRControlNet, from_diffusers, to_diffusers
-from models.sampling import SAMPLERS, drawn_from, sigma_schedule
-from models.stable_diffusion import TEXT, UNET, VAE, StableDiffusion, check_prediction, load, load_autoencoder, tokens_of
 from tests.parity.ircontrolnet import tokenizer
 
 UNET_CONFIG: dict[str, Any] = {
@@ -176,7 +186,7 @@ def test_diffusers_own_controlnet_gives_the_same_residuals(tmp_path: Path) -> No
 def test_a_control_network_as_a_folder_of_diffusers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     network = control(num_head_channels=32)
     torch.save(network.state_dict(), tmp_path / "v2.pth")
-    recorded = {"_target_": "models.ircontrolnet.IRControlNet", **CONTROL, "num_head_channels": 32}
+    recorded = {"_target_": "models.diffusion.ircontrolnet.IRControlNet", **CONTROL, "num_head_channels": 32}
     save_file(network.state_dict(), tmp_path / "v2.safetensors", {"network": json.dumps(recorded)})
     folder = tmp_path / "v2"
     official.main(["export", f"{folder}.safetensors", "--format", "diffusers"])

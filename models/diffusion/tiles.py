@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from models.guidance import Model
+from models.diffusion.guidance import Model
 
 
 def tiled(model: Model, *, size: int, stride: int) -> Model:
