@@ -27,7 +27,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parent.parent))  # a script finds its own folder first
 
 from losses.identity import aligned_faces, identity_similarity
-from models import official
+from models.files import official
 from models.vgg import VGG19Features
 
 ROOT = Path(__file__).parent.parent
@@ -37,12 +37,12 @@ COMMON = [
     *("trainer.log_every_n_steps=1", "trainer.enable_progress_bar=false", "validation.lpips=null", "logger=csv"),
 ]
 LPIPS = "{_target_: losses.perceptual.LPIPS, weight: %s, net: vgg, reduction: mean, backbone: "
-LPIPS += "{_target_: models.weights.state_dict, _partial_: true, name: vgg16, folder: weights, file: null}}"
+LPIPS += "{_target_: models.files.weights.state_dict, _partial_: true, name: vgg16, folder: weights, file: null}}"
 VGG = "{_target_: losses.features.FeatureLoss, weight: 1.0, perceptual_weight: %s, style_weight: %s, "
 VGG += "layer_weights: {conv1_2: 0.1, conv2_2: 0.1, conv3_4: 1.0}, "
-VGG += "network: {_target_: models.weights.pretrained, name: vgg19, folder: weights, file: null, "
+VGG += "network: {_target_: models.files.weights.pretrained, name: vgg19, folder: weights, file: null, "
 VGG += "unused: [classifier.], network: {_target_: models.vgg.VGG19Features, layers: [conv1_2, conv2_2, conv3_4]}}}"
-ID = "{_target_: losses.identity.Identity, weight: %s, embedder: {_target_: models.weights.pretrained, name: adaface_ir18, "
+ID = "{_target_: losses.identity.Identity, weight: %s, embedder: {_target_: models.files.weights.pretrained, name: adaface_ir18, "
 ID += "folder: weights, file: embedder.pth, network: {_target_: benchmarks.terms.SmallEmbedder, classes: %d}}}"
 GAN = "{_target_: losses.adversarial.Adversarial, weight: 0.1, kind: %s, of: image, adaptive_at: null}"
 IMAGE = "adversary.discriminators.image"

@@ -21,7 +21,7 @@ class Frozen(nn.Module):
         if not getattr(network, "weights_from", None):
             raise ValueError(
                 f"the frozen network {type(network).__name__} has no trained weights, and random ones teach nothing: give it "
-                "through models.weights.pretrained, as conf/loss/mse_lpips_id.yaml does"
+                "through models.files.weights.pretrained, as conf/loss/mse_lpips_id.yaml does"
             )
         self.frozen = (network.eval().requires_grad_(False),)  # a tuple, so that it is not registered as a submodule
 

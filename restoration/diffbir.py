@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from models import official
 from models.diffusion.ircontrolnet import IRControlNet
 from models.diffusion.sampling import drawn_from
 from models.diffusion.schedule import NoiseSchedule, Prediction
+from models.files import official
 
 HELP = """python restore.py pipeline=diffbir stage1=FILE stage2=FILE sd=DIR input=DIR output=DIR [KEY=VALUE …]
 

@@ -20,8 +20,8 @@ from tqdm import tqdm
 from data.faces import read_image
 from data.images import to_tensor, write_png
 from data.sources import Files, ImageFolder
-from models import official
 from models.diffusion.ircontrolnet import IRControlNet
+from models.files import official
 from restoration import diffbir
 from restoration.tiles import restore_tiled, rounded
 from train.jobs.cli import fail

@@ -16,7 +16,7 @@ FORBIDDEN = {
     "train": {"degradations"},
 }
 # the contracts of a batch, of a loss set and of a network that nobody trains, and `from models import official`
-ALLOWED_IN_TRAIN = {"data.batch", "losses.weighted", "losses.frozen", "models.official", "models"}
+ALLOWED_IN_TRAIN = {"data.batch", "losses.weighted", "losses.frozen", "models.files.official", "models"}
 MORE = {  # inference reads images without a FaceData, and its second stage is no network of conf/
     "restore.py": {"data.faces", "data.images", "data.sources", "models.diffusion.ircontrolnet"},
     "diffbir.py": {

@@ -10,7 +10,7 @@ from data.prepare.arguments import Command, main
 
 def networks() -> codes.Networks:
     """Known here by name alone, as in conf/; imported when a command asks."""
-    return codes.Networks(get_method("models.official.build"), get_method("train.tasks.code_prediction.fingerprint_of"))
+    return codes.Networks(get_method("models.files.official.build"), get_method("train.tasks.code_prediction.fingerprint_of"))
 
 
 def autoencoder() -> latents.Networks:

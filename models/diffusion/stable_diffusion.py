@@ -17,8 +17,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from models.diffusion import ldm
 from models.diffusion.schedule import TIMESTEPS, Prediction
-from models.families import CheckpointError
-from models.official import read
+from models.files.families import CheckpointError
+from models.files.official import read
 
 HEAD_WIDTH = 64  # channels of an attention head, in all of Stable Diffusion 2's networks; no key tells
 UNET, VAE, TEXT, TEXT_SD1 = (

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from models.adaface import AdaFace
-from models.weights import pretrained
+from models.files.weights import pretrained
 
 
 def test_an_official_file_loads(tmp_path: Path) -> None:

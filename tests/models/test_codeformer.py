@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.codeformer import CodeFormer, Fusion, SelfAttention, adaptive_instance_normalization
-from models.official import build, export, recognise
+from models.files.official import build, export, recognise
 from models.vqgan import VQAutoEncoder
 from tests.parity.cases import folders, manifest, manifests_in
 from tests.parity.codeformer import codeformer_arguments

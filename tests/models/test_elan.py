@@ -10,8 +10,8 @@ from torch import Tensor
 
 from benchmarks.elan import PlainELAN
 from models.elan import ELAN, Moved, window_orders
-from models.families import full_state, recognise, write_elan
-from models.official import CheckpointError, build, export, load_into
+from models.files.families import full_state, recognise, write_elan
+from models.files.official import CheckpointError, build, export, load_into
 from models.reorder import Reorder
 from tests.parity import fill
 

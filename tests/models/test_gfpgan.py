@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.components import FacialComponentDiscriminator, boxes_of, cut, mirrored
-from models.families import FAMILIES
+from models.files.families import FAMILIES
+from models.files.official import CheckpointError, build, export, load_into, recognise
 from models.gfpgan import GFPGANv1, GFPGANv1Clean, to_clean, to_equalised
-from models.official import CheckpointError, build, export, load_into, recognise
 from models.stylegan2 import StyleGAN2Generator
 from tests.parity.cases import folders, manifest, manifests_in
 from tests.parity.gfpgan import bilinear_arguments, gfpgan_arguments

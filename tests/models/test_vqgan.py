@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.official import recognise
+from models.files.official import recognise
 from models.vqgan import Attention, Downsample, GroupNorm, ResBlock, Upsample, VectorQuantizer, VQAutoEncoder
 from tests.parity.cases import folders, manifest, manifests_in
 from tests.parity.codeformer import autoencoder_arguments

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from models.elan import ELAN
-from models.official import full_state, recognise
+from models.files.official import full_state, recognise
 from models.swinir import SwinIR
 from tests.parity import distributions, fill
 from tests.parity.cases import GOLDEN, RTOL, Apart, Case, cases_in, compare, folders, manifest, manifests_in, problems, sampled

@@ -16,8 +16,8 @@ from models.diffusion.diffbir import DiffBIR
 from models.diffusion.sampling import drawn_from
 from models.diffusion.schedule import NoiseSchedule
 from models.diffusion.stable_diffusion import load
-from models.families import full_state
-from models.official import export
+from models.files.families import full_state
+from models.files.official import export
 from models.swinir import SwinIR
 from restoration.diffbir import V2, VERSIONS, noise_of
 from restoration.run import HELP, OWN, SECOND, main

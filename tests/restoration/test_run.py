@@ -17,7 +17,7 @@ from torch import Tensor
 from data.images import to_tensor, write_png
 from models.codeformer import CodeFormer
 from models.elan import ELAN
-from models.families import full_state
+from models.files.families import full_state
 from restoration.run import main
 from restoration.tiles import restore_tiled
 from tests.toy import ROOT, write_photographs

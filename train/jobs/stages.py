@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from models import official
+from models.files import official
 from train.jobs import cli
 from train.jobs.config import ConfigError, check
 from train.jobs.launch import Failed, launch

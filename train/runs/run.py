@@ -15,7 +15,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 
-from models import official
+from models.files import official
 from train import ranks
 from train.jobs.config import plain
 from train.jobs.launch import launch

@@ -14,7 +14,7 @@ from torchmetrics import MeanMetric
 from data.batch import Batch
 from losses.frozen import Frozen
 from losses.weighted import LossSet
-from models import official
+from models.files import official
 from train.tasks.adversarial import AdversarialTask
 from train.tasks.discriminators import Adversary
 from train.tasks.regression import RegressionTask

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from data.batch import Batch
 from losses.weighted import LossSet
-from models import official
+from models.files import official
 from train.tasks.regression import RegressionTask
 from train.tasks.task import Decay, outputs
 from train.tasks.validation import Validation, check_scale

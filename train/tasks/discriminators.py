@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from data.batch import Batch
 from losses.weighted import LossSet
-from models import official
+from models.files import official
 from train.ranks import say
 
 OFFERS = frozenset({"real", "fake", "real_logits", "fake_logits"})  # tensors that terms of a discriminator's loss may name
@@ -24,7 +24,7 @@ class Discriminator(nn.Module):
     Args:   network: (b, 3, h, w) in [0, 1] to logits of any shape.
             part: cuts what it sees out of the images, by the batch's components (data.batch); None: it sees them whole.
             ckpt: weights to start from: a run with a discriminator of this name, or a file of the discriminator's own in any
-                format that models/official.py opens; null starts afresh.
+                format that models/files/official.py opens; null starts afresh.
     Raises: ValueError: a term of the loss needs something else than OFFERS.
     """
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from models.diffusion import ldm
 from models.diffusion.ircontrolnet import IRControlNet, timestep_embedding
-from models.families import CheckpointError
-from models.official import build, export, recognise
+from models.files.families import CheckpointError
+from models.files.official import build, export, recognise
 from tests.parity.cases import folders, manifest, manifests_in
 
 CONF = Path(__file__).parents[2] / "conf" / "network" / "ircontrolnet.yaml"

@@ -24,7 +24,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from models import official
 from models.diffusion import ldm
 from models.diffusion.diffbir import DiffBIR, Guidance, controlled
 from models.diffusion.ircontrolnet import IRControlNet, from_diffusers, to_diffusers
@@ -40,7 +39,8 @@ from models.diffusion.stable_diffusion import (
     load_autoencoder,
     tokens_of,
 )
-from models.families import CheckpointError
+from models.files import official
+from models.files.families import CheckpointError
 from tests.parity.ircontrolnet import tokenizer
 
 UNET_CONFIG: dict[str, Any] = {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from models import official
+from models.files import official
 from tests.toy import ROOT, TINY_DATA, TINY_NETWORK, TINY_RUN, train, write_photographs
 
 Cli = Callable[..., tuple[int, str]]
@@ -59,7 +59,7 @@ def test_two_ranks_train_as_one(tmp_path: Path, cli: Cli) -> None:
 
 
 def test_the_official_command_line(tmp_path: Path, cli: Cli, command: Cli) -> None:
-    """tests/models/test_official.py starts it as a process."""
+    """tests/models/files/test_official.py starts it as a process."""
     plain = ["network.image_skip=false", "network.upsampler=nearest+conv", "name=run"]
     root = f"data.root={write_photographs(tmp_path / 'photographs')}"
     assert cli("experiment=demo", "data=folder", *SMALL, *plain, root)[0] == 0

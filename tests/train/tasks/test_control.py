@@ -14,13 +14,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from losses.denoising import Denoising
-from models import official
 from models.diffusion.diffbir import DiffBIR
 from models.diffusion.ircontrolnet import IRControlNet
 from models.diffusion.schedule import NoiseSchedule
 from models.diffusion.stable_diffusion import StableDiffusion, load
 from models.elan import ELAN
-from models.official import build as build_network
+from models.files import official
+from models.files.official import build as build_network
 from tests.models.diffusion.test_stable_diffusion import CONTROL as TINY
 from tests.models.diffusion.test_stable_diffusion import toy, write_folder
 from tests.models.test_codeformer import tiny as codeformer

@@ -11,9 +11,9 @@ from torch import Tensor
 from losses.adversarial import Discriminate, PathLength
 from losses.identity import EmbeddingL1
 from losses.weighted import LossSet
-from models import official
 from models.arcface import ResNetArcFace
 from models.components import PARTS, Part, boxes_of, cut
+from models.files import official
 from models.gfpgan import GFPGANv1, GFPGANv1Clean, to_clean
 from models.stylegan2 import StyleGAN2Generator
 from tests.toy import write_photographs

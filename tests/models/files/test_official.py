@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from spandrel import ModelLoader
 from torch import Tensor, nn
 
-from models import official
-from models.families import full_state
-from models.official import CheckpointError, build, load_into, read, recognise
+from models.files import official
+from models.files.families import full_state
+from models.files.official import CheckpointError, build, load_into, read, recognise
 from models.swinir import SwinIR
 from tests.models.diffusion.test_stable_diffusion import control
 from tests.parity import fill

@@ -4,7 +4,7 @@
     python -m models.official export runs/X --format official           what the reference programs read
     python -m models.official export runs/X --format diffusers          a control network as diffusers' ControlNetModel
 
-Which networks are known: models/families.py.
+Which networks are known: models/files/families.py.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from models.diffusion.ircontrolnet import IRControlNet, arguments_of, read_diffusers, to_diffusers
-from models.families import FAMILIES, Arguments, CheckpointError, Recognised, class_path, first, full_state, recognise
+from models.files.families import FAMILIES, Arguments, CheckpointError, Recognised, class_path, first, full_state, recognise
 from models.gfpgan import GFPGANv1
 
 Form = Literal["official", "safetensors", "diffusers"]

@@ -20,7 +20,7 @@ import torch
 import yaml
 from torch import nn
 
-from models import weights
+from models.files import weights
 from models.vgg import VGG19Features
 
 BYTES = bytes(range(256)) * 4096  # 1 MiB
@@ -96,7 +96,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("models.weights.time.sleep", lambda _: None)
+    monkeypatch.setattr("models.files.weights.time.sleep", lambda _: None)
     monkeypatch.delenv("FACEWRIGHT_WEIGHTS", raising=False)
 
 

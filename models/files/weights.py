@@ -29,9 +29,9 @@ import yaml
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from models import official
-from models.families import CheckpointError
-from models.official import Parser
+from models.files import official
+from models.files.families import CheckpointError
+from models.files.official import Parser
 
 CATALOG = Path(__file__).parent.parent / "weights" / "catalog.yaml"
 ATTEMPTS = 5  # at a download that makes no progress
