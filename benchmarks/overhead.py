@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # a script finds its own 
 from data.order import PositionSampler
 from train.jobs.cli import CONF
 from train.jobs.config import check
-from train.runs.run import build, make_trainer, prepare, quieten
+from train.runs.building import build, make_trainer, prepare, quieten
 from train.tasks.task import RestorationTask
 
 BLOCK = 50  # updates; a row is logged once in each

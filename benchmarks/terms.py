@@ -42,8 +42,9 @@ VGG = "{_target_: losses.features.FeatureLoss, weight: 1.0, perceptual_weight: %
 VGG += "layer_weights: {conv1_2: 0.1, conv2_2: 0.1, conv3_4: 1.0}, "
 VGG += "network: {_target_: models.files.weights.pretrained, name: vgg19, folder: weights, file: null, "
 VGG += "unused: [classifier.], network: {_target_: models.vgg.VGG19Features, layers: [conv1_2, conv2_2, conv3_4]}}}"
-ID = "{_target_: losses.identity.Identity, weight: %s, embedder: {_target_: models.files.weights.pretrained, name: adaface_ir18, "
-ID += "folder: weights, file: embedder.pth, network: {_target_: benchmarks.terms.SmallEmbedder, classes: %d}}}"
+ID = "{_target_: losses.identity.Identity, weight: %s, embedder: "
+ID += "{_target_: models.files.weights.pretrained, name: adaface_ir18, folder: weights, "
+ID += "file: embedder.pth, network: {_target_: benchmarks.terms.SmallEmbedder, classes: %d}}}"
 GAN = "{_target_: losses.adversarial.Adversarial, weight: 0.1, kind: %s, of: image, adaptive_at: null}"
 IMAGE = "adversary.discriminators.image"
 ADVERSARY = ["task=adversarial", "adversary=unet_sn", f"{IMAGE}.network.num_feat=16"]

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial, singledispatch
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,9 +32,6 @@ from degradations.jpeg import Jpeg
 from degradations.operator import Operator
 from degradations.resize import Downsample, RandomResize, ResizeBack
 from degradations.sharpen import UsmSharpening
-
-if TYPE_CHECKING:
-    from degradations.pipeline import Pipeline  # which imports this file
 
 # Fourier transforms are planned anew for every new length, and fast for these; they lie at most 25 % apart.
 WAVE_LENGTHS = sorted(odd << power for odd in (1, 3, 5, 7, 9) for power in range(2, 16))
@@ -87,10 +84,13 @@ def laid(image: Tensor, sizes: np.ndarray) -> Canvas:
 
 
 @torch.no_grad()
-def degraded(pipeline: Pipeline, hq: Tensor, parameters: Parameters) -> dict[str, Tensor]:
+def degraded(
+    operators: dict[str, Operator], hq: Tensor, parameters: Parameters, *, hq_too: list[str], quantize: bool
+) -> dict[str, Tensor]:
     """What Pipeline.apply does, for a batch.
 
-    Args:    hq: (b, 3, h, w) in [0, 1], on any device.
+    Args:    operators, hq_too, quantize: see Pipeline.
+             hq: (b, 3, h, w) in [0, 1], on any device.
              parameters: as torch's default_collate makes them of Pipeline.sample's: (b,) tensors and lists of words. They are
                  best left on the CPU; from a GPU they come back in one copy, for which all earlier work there must end.
     Returns: lq and, where hq_too may change it, hq: (b, 3, h', w') float32 on hq's device.
@@ -100,14 +100,14 @@ def degraded(pipeline: Pipeline, hq: Tensor, parameters: Parameters) -> dict[str
     drawn = on_cpu(parameters)
     with torch.autocast(hq.device.type, enabled=False):
         canvas = laid(hq.float().contiguous(), np.tile(np.array(hq.shape[2:], dtype=np.int64), (len(hq), 1)))
-        common = dict(takewhile(lambda item: item[0] in pipeline.hq_too, pipeline.operators.items()))
-        further = {name: operator for name, operator in pipeline.operators.items() if name not in common}
+        common = dict(takewhile(lambda item: item[0] in hq_too, operators.items()))
+        further = {name: operator for name, operator in operators.items() if name not in common}
         canvas = in_a_row(common, canvas, drawn)
-        target = in_a_row({name: further[name] for name in further if name in pipeline.hq_too}, canvas, drawn)
+        target = in_a_row({name: further[name] for name in further if name in hq_too}, canvas, drawn)
         lq = whole(in_a_row(further, canvas, drawn)).clamp(0, 1)
-        if pipeline.quantize:
+        if quantize:
             lq = torch.round(lq * 255) / 255
-        return {"lq": lq, "hq": whole(target)} if pipeline.hq_too else {"lq": lq}
+        return {"lq": lq, "hq": whole(target)} if hq_too else {"lq": lq}
 
 
 def whole(canvas: Canvas) -> Tensor:

@@ -68,7 +68,7 @@ class Pipeline:
     def apply_batch(self, hq: Tensor, parameters: Parameters) -> dict[str, Tensor]:
         """The same for (b, 3, h, w) on any device; parameters as torch's default_collate gives them."""
         self._check(parameters)
-        return batched.degraded(self, hq, parameters)
+        return batched.degraded(self.operators, hq, parameters, hq_too=self.hq_too, quantize=self.quantize)
 
     def _check(self, parameters: Parameters) -> None:
         if parameters.keys() != self.operators.keys():

@@ -1,4 +1,4 @@
-"""hydra/launcher=slurm. Hydra takes launchers from a package of this name alone; what it does stands in train/jobs/cluster.py."""
+"""hydra/launcher=slurm. Hydra takes launchers from a package of this name alone; what it does: train/jobs/cluster.py."""
 
 import copy
 from collections.abc import Sequence

@@ -21,8 +21,8 @@ class LPIPS(Loss):
             reduction: over the images of a batch; "sum" is what DT-BFR's code does.
             imagenet_first: normalises the images by ImageNet's mean and deviation before LPIPS does so itself, as
                 CodeFormer's code does by mistake.
-            backbone: gives torchvision's ImageNet weights for it (models.files.weights.state_dict). The linear layers on top come
-                with the package.
+            backbone: gives torchvision's ImageNet weights for it (models.files.weights.state_dict). The linear layers on
+                top come with the package.
     Raises: ValueError when the backbone's weights are of another network.
     """
 

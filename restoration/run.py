@@ -24,7 +24,7 @@ from models.diffusion.ircontrolnet import IRControlNet
 from models.files import official
 from restoration import diffbir
 from restoration.tiles import restore_tiled, rounded
-from train.jobs.cli import fail
+from train.errors import fail, ran_out
 from train.jobs.config import nearest
 from train.signals import Interrupting, exit_code, stop_signal
 
@@ -268,8 +268,6 @@ def memory_explained(image: Tensor, ways_out: list[str], device: torch.device) -
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        from train.runs.memory import ran_out  # loads Lightning
-
         if not ran_out(error):
             raise
         height, width = image.shape[-2:]

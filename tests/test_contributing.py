@@ -14,7 +14,7 @@ def test_each_guide_works_as_written(tmp_path: Path) -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text()
     files = re.findall(r"^```\w+ (\S+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     assert [path.split("/")[0] for path, _ in files] == ["models", "conf", "conf", "losses", "conf", "conf", "conf"]
-    for folder in ("conf", "data", "degradations", "losses", "models", "train"):
+    for folder in ("conf", "data", "degradations", "losses", "models", "restoration", "train"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "train.py", tmp_path)
     for path, content in files:

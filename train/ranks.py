@@ -18,8 +18,6 @@ from lightning.fabric.plugins.environments import (
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
-from train.runs.rundir import flatten
-
 T = TypeVar("T")
 
 
@@ -121,6 +119,13 @@ def decided_by_rank_zero(decide: Callable[[], T]) -> T:
     if message[1] is not None:
         raise SaidByRankZero(message[1])
     return message[0]
+
+
+def flatten(node: Any, path: str = "") -> dict[str, Any]:
+    """Dotted key -> value of every leaf."""
+    if not isinstance(node, dict) or not node:
+        return {path: node}
+    return {key: value for name, child in node.items() for key, value in flatten(child, f"{path}.{name}".lstrip(".")).items()}
 
 
 def check_same_config(config: dict[str, Any]) -> None:

@@ -29,7 +29,8 @@ def exit_code(signum: int) -> int:
 
 
 class Signals:
-    """Within it SIGTERM, SIGUSR1, SIGUSR2 and the first Ctrl-C only leave a note; train/runs/checkpoint.py reads it between updates.
+    """Within it SIGTERM, SIGUSR1, SIGUSR2 and the first Ctrl-C only leave a note, which
+    train/runs/checkpoint.py reads between updates.
 
     Saving inside a handler would meet half an update, and a collective there would hang.
     """

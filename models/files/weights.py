@@ -33,7 +33,7 @@ from models.files import official
 from models.files.families import CheckpointError
 from models.files.official import Parser
 
-CATALOG = Path(__file__).parent.parent / "weights" / "catalog.yaml"
+CATALOG = Path(__file__).parents[2] / "weights" / "catalog.yaml"
 ATTEMPTS = 5  # at a download that makes no progress
 PASSING = (408, 425, 429)  # and 5xx: what a server says when it may answer later
 CHUNK = 1 << 20  # bytes

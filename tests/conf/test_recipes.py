@@ -14,7 +14,7 @@ from models.adaface import AdaFace
 from models.swinir import SwinIR
 from models.vgg import VGG19Features
 from tests.toy import TINY_DATA, TINY_NETWORK, TINY_RUN, write_photographs
-from train.runs.loggers import read_rows
+from train.runs.curves import read_rows
 
 Cli = Callable[..., tuple[int, str]]
 CONF = Path(__file__).parents[2] / "conf"

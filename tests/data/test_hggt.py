@@ -19,7 +19,7 @@ from data.images import UnreadableImage
 from data.order import image_at
 from losses.weighted import Loss
 from tests.toy import TINY_NETWORK, TINY_RUN
-from train.runs.loggers import read_rows
+from train.runs.curves import read_rows
 
 ROOT = Path(__file__).parents[2]
 WORDS = {"P": "Positive", "S": "Similar", "N": "Negative"}

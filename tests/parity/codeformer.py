@@ -17,7 +17,7 @@ from tests.parity import fill
 from tests.parity.cases import Case
 from tests.parity.gan import codeformer_adversarial_losses, given, gradient, load
 from train.jobs.cli import compose
-from train.runs.run import build
+from train.runs.building import build
 from train.tasks.codebook import perplexity
 
 Outputs = dict[str, Tensor]

@@ -26,10 +26,10 @@ from tests.parity.cases import Case
 from tests.parity.gan import given, gradient, load, vgg_filled
 from train.jobs.cli import compose
 from train.jobs.config import plain
-from train.runs.checkpoint import resume_at
-from train.runs.run import build, quieten
+from train.runs.building import build, quieten
 from train.tasks.adversarial import AdversarialTask
 from train.tasks.discriminators import Adversary
+from train.tasks.state import resume_at
 from train.tasks.task import outputs
 from train.tasks.validation import Validation
 

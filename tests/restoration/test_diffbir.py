@@ -178,7 +178,7 @@ def test_the_settings_as_they_are_are_the_second_versions(tmp_path: Path, restor
 
 
 def test_prompts_are_the_published_ones() -> None:
-    stored = json.loads((Path(__file__).parent / "golden/ircontrolnet/tokenizer.json").read_text())
+    stored = json.loads((ROOT / "tests/golden/ircontrolnet/tokenizer.json").read_text())
     texts = {case["text"] for case in stored["inputs"].values()}
     assert {V2["negative"], VERSIONS["v2.1"]["prompt"], VERSIONS["v2.1"]["negative"]} <= texts
 
@@ -332,10 +332,10 @@ def test_without_the_pipeline(arguments: list[str], says: str, files: Path, tmp_
 
 
 def test_restoring_with_one_network_does_not_wait_for_diffusers() -> None:
-    for name in ("restore", "diffbir"):
-        top = ast.parse((ROOT / "train" / f"{name}.py").read_text()).body
+    for name in ("run", "diffbir"):
+        top = ast.parse((ROOT / "restoration" / f"{name}.py").read_text()).body
         modules = {node.module for node in top if isinstance(node, ast.ImportFrom)}
-        assert "models" in modules
+        assert "models.files" in modules
         assert not modules & {"diffusers", "transformers", "models.diffusion.diffbir", "models.diffusion.stable_diffusion"}
 
 

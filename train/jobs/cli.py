@@ -8,14 +8,16 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import hydra
 from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError, safe_load
 
-CONF = Path(__file__).parent.parent / "conf"
+from train.errors import fail, message_of
+
+CONF = Path(__file__).parents[2] / "conf"
 LISTED = (
     *("model", "experiment", "task", "loss", "adversary", "data", "degradation", "augmentation"),
     *("network", "optimizer", "schedule", "trainer", "logger"),
@@ -104,17 +106,22 @@ def sweep(arguments: list[str]) -> None:
 
 
 def train(config: dict[str, Any]) -> None:
-    """One training in this process, and its error as one message."""
+    """One training in this process, or in one for each of its devices, and its error as one message."""
     from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch.utilities import rank_zero_only
 
-    from train.jobs.launch import Failed
-    from train.ranks import SaidByRankZero
+    from train.jobs.launch import Failed, launch
+    from train.ranks import SaidByRankZero, launched_from_outside
+    from train.runs.building import make_trainer
     from train.runs.run import run
     from train.signals import Interrupted
 
     try:
-        run(config)
+        trainer = make_trainer(config)
+        if trainer.world_size > 1 and not launched_from_outside():
+            launch(config, trainer.num_devices)
+        else:
+            run(config, trainer)
     except Interrupted as ended:
         # of rank 0 alone: srun ends the others when one ends badly, and rank 0 may not be done
         sys.exit(ended.exit_code if getattr(rank_zero_only, "rank", 0) == 0 else 0)
@@ -130,26 +137,6 @@ def train(config: dict[str, Any]) -> None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             fail(f"{error}: what was saved is whole; free space and give the same command again to go on")
         fail(message_of(error))
-
-
-def message_of(error: Exception) -> str:
-    """Without the traceback that torch puts before it when a data worker raised it."""
-    text, kind = str(error), type(error)
-    if "in DataLoader worker process" not in text.partition("\n")[0]:
-        return text
-    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
-    return text.rpartition(f"\n{name}: ")[2].strip()
-
-
-def fail(message: str) -> NoReturn:
-    """Ends the process with one error: on stderr, or where the process that started this one looks for it."""
-    if file := os.environ.get("FACEWRIGHT_ERROR_FILE"):
-        Path(file).write_text(message)
-    elif message.startswith("Traceback"):
-        print(message, file=sys.stderr)
-    else:
-        print("\n".join(f"error: {line}" for line in message.splitlines() if line.strip()), file=sys.stderr)
-    sys.exit(1)
 
 
 def slurm_tasks_per_node() -> int:

@@ -17,13 +17,13 @@ from omegaconf import DictConfig, open_dict
 from pydantic.dataclasses import dataclass
 from submitit.core.utils import FailedJobError
 
+from train.jobs import cli
 from train.jobs.config import ConfigError, plain
-from train.jobs.launch import slurm_task
 from train.jobs.sweep import Job, Sweep, is_finished
 from train.runs.rundir import RUNS, write_text
-from train.signals import stop_signal
+from train.signals import NEAR_LIMIT, REQUEUE, Signals, stop_signal
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @dataclass(kw_only=True)
@@ -169,3 +169,18 @@ def _error(job: Job, number: str) -> str:
     errors = [line for log in logs for line in log.read_text().splitlines() if line.startswith("error: ")]
     reason = errors[-1].removeprefix("error: ") if errors else "it ended before its last update"
     return f"{reason} (SLURM job {number}, log in {_folder(job)})"
+
+
+def slurm_task(config: dict[str, Any]) -> None:
+    """What every task of a SLURM job runs: one rank of a run.
+
+    After the sign that the time limit is near rank 0 puts the job back into the queue. After SIGTERM it does not:
+    on a preemption SLURM does so itself, and a job that was cancelled stays so.
+    """
+    with Signals():  # in place of submitit's handlers
+        try:
+            cli.train(config)
+        except SystemExit as ended:
+            if ended.code == REQUEUE and Signals.received in NEAR_LIMIT and os.environ["SLURM_PROCID"] == "0":
+                subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
+            raise

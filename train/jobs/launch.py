@@ -13,9 +13,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from train.signals import NEAR_LIMIT, REQUEUE, Interrupted, Signals
+from train.signals import REQUEUE, Interrupted, Signals
 
-SCRIPT = Path(__file__).parent.parent / "train.py"
+SCRIPT = Path(__file__).parents[2] / "train.py"
 ERROR_FILE = "FACEWRIGHT_ERROR_FILE"  # where a process leaves its error for the one that started it
 PARENT = "FACEWRIGHT_PARENT"  # that one's id
 GRACE_S = {True: 120.0, False: 3.0}  # for the others, once one has ended: after an interruption rank 0 may still be saving
@@ -107,20 +107,3 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     if os.getppid() != int(os.environ[PARENT]):  # it died before that
         os._exit(1)
-
-
-def slurm_task(config: dict[str, Any]) -> None:
-    """What every task of a SLURM job runs: one rank of a run.
-
-    After the sign that the time limit is near rank 0 puts the job back into the queue. After SIGTERM it does not:
-    on a preemption SLURM does so itself, and a job that was cancelled stays so.
-    """
-    with Signals():  # in place of submitit's handlers
-        from train.jobs import cli
-
-        try:
-            cli.train(config)
-        except SystemExit as ended:
-            if ended.code == REQUEUE and Signals.received in NEAR_LIMIT and os.environ["SLURM_PROCID"] == "0":
-                subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
-            raise

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from models.files import official
+from train.errors import fail
 from train.jobs import cli
 from train.jobs.config import ConfigError, check
 from train.jobs.launch import Failed, launch
@@ -35,17 +36,17 @@ def main() -> None:
         print(__doc__)
         sys.exit(0 if model in {"--help", "-h", *STAGES} else f"error: give one of {', '.join(STAGES)}")
     if launched_from_outside():
-        cli.fail("train.jobs.stages starts the processes of its runs itself: leave out torchrun or srun")
+        fail("train.jobs.stages starts the processes of its runs itself: leave out torchrun or srun")
     cli.register_resolvers()
     try:
         configs = planned(model, arguments)
     except (cli.HydraException, ValueError) as error:
-        cli.fail(cli.explain(error, arguments))
+        fail(cli.explain(error, arguments))
     try:
         with Signals():
             run(configs)
     except (Failed, ValueError, OSError) as error:
-        cli.fail(str(error))
+        fail(str(error))
     except Interrupted as ended:
         sys.exit(ended.exit_code)
 

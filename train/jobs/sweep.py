@@ -14,11 +14,11 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 
 from train.jobs.config import ConfigError, check, plain
 from train.jobs.launch import Failed, launch
-from train.runs.rundir import RUNS, differing_keys, read_summary, write_text
+from train.runs.rundir import RUNS, differing_keys, read_summary, saved_config, write_text
 from train.signals import Interrupted, stop_signal
 
 
@@ -179,7 +179,7 @@ def is_finished(config: dict[str, Any]) -> bool:
     summary = read_summary(directory)
     if summary is None or summary["step"] != config["trainer"]["max_steps"]:
         return False
-    saved = plain(OmegaConf.load(directory / "config.yaml"))
+    saved = saved_config(directory)
     same = ("resume", "logger", "data.num_workers", "trainer.enable_progress_bar")
     return not differing_keys(saved, {**config, "task": saved["task"]}, may_differ=same)
 

@@ -5,7 +5,7 @@ import os
 import pickle
 import time
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import IO, Annotated, Any, Literal, cast
 
 import lightning as L
 import torch
@@ -14,13 +14,11 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Callback
 
 from train import ranks
-from train.runs.nonfinite import Diverged
+from train.errors import Diverged
 from train.runs.rundir import set_aside, write_text
 from train.signals import Interrupted, stop_signal
 from train.tasks.sharding import local
-
-if TYPE_CHECKING:
-    from train.tasks.task import RestorationTask
+from train.tasks.task import RestorationTask
 
 
 class Checkpoints(Callback):
@@ -65,16 +63,16 @@ class Checkpoints(Callback):
         self._done_step = trainer.global_step
         self._saved_at = time.monotonic()
 
-    def on_train_batch_start(self, trainer: L.Trainer, task: "RestorationTask", *_: Any) -> None:  # type: ignore[override]
+    def on_train_batch_start(self, trainer: L.Trainer, task: RestorationTask, *_: Any) -> None:  # type: ignore[override]
         """The update before is over only now: Lightning logs and validates after on_train_batch_end."""
         if trainer.global_step != self._done_step:
             self._update_done(trainer, task)
 
-    def on_train_end(self, trainer: L.Trainer, task: "RestorationTask") -> None:  # type: ignore[override]
+    def on_train_end(self, trainer: L.Trainer, task: RestorationTask) -> None:  # type: ignore[override]
         if trainer.global_step != self._done_step:
             self._update_done(trainer, task, last=True)
 
-    def _update_done(self, trainer: L.Trainer, task: "RestorationTask", last: bool = False) -> None:
+    def _update_done(self, trainer: L.Trainer, task: RestorationTask, last: bool = False) -> None:
         step = self._done_step = trainer.global_step
         best = self._is_best(task, step)  # in any case: it takes note
         due = best or last or step % self.every_n_steps == 0
@@ -88,7 +86,7 @@ class Checkpoints(Callback):
                 print(f"\n{interrupted}", flush=True)
             raise interrupted
 
-    def _is_best(self, task: "RestorationTask", step: int) -> bool:
+    def _is_best(self, task: RestorationTask, step: int) -> bool:
         """True when the validation of this very update is among the best; takes note of it."""
         value = task.validated.get(self.monitor) if task.validated_step == step else None
         if not self.keep_best or value is None or value != value:
@@ -97,7 +95,7 @@ class Checkpoints(Callback):
         self.best = sorted([*self.best, (value, step)], key=lambda pair: (sign * pair[0], pair[1]))[: self.keep_best]
         return (value, step) in self.best
 
-    def _save(self, trainer: L.Trainer, task: "RestorationTask") -> None:
+    def _save(self, trainer: L.Trainer, task: RestorationTask) -> None:
         step = trainer.global_step
         broken = not all(torch.isfinite(local(p)).all() for p in task.parameters())
         if any(ranks.highest([int(broken)], trainer.strategy.root_device)):
@@ -267,30 +265,3 @@ def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
     elif newest is None:
         last.unlink(missing_ok=True)
     return newest, news
-
-
-def resume_at(trainer: L.Trainer, step: int) -> None:
-    """Sets Lightning's counters as they are after `step` updates, whatever the batches that made them."""
-    loop = trainer.fit_loop.epoch_loop
-    batches, seen = step * trainer.accumulate_grad_batches, cast(Any, loop.batch_progress.total)
-    seen.ready = seen.started = seen.processed = seen.completed = batches
-    loop._batches_that_stepped = step
-    for progress in (
-        loop.automatic_optimization.optim_progress.optimizer.step.total,
-        loop.manual_optimization.optim_step_progress.total,
-    ):
-        progress.ready = progress.completed = step
-
-
-def rng_state() -> dict[str, Any]:
-    """State of torch's random numbers in this process. (What a step draws follows from its sample positions all the same.)"""
-    state: dict[str, Any] = {"torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def set_rng_state(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available() and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"])

@@ -18,11 +18,8 @@ from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-PICTURE = "val/lq_restored_hq"
-
-
-def picture_path(run: Path, step: int) -> Path:
-    return run / "samples" / f"step_{step:07d}.png"
+from train.runs.curves import draw_curves, read_columns, read_rows
+from train.runs.pictures import PICTURE, picture_path
 
 
 class Attempt:
@@ -61,7 +58,7 @@ class CsvLogger(Attempt, Logger):
             return
         row = {"step": step, **values}
         if not self.columns:
-            self.columns, _ = _read(self.path)
+            self.columns, _ = read_columns(self.path)
         if new := [key for key in row if key not in self.columns]:
             self.columns += new
             self._rewrite(read_rows(self.path))
@@ -70,15 +67,13 @@ class CsvLogger(Attempt, Logger):
         with self.path.open("ab", buffering=0) as file:
             file.write(line.getvalue().encode())  # one system call: a kill leaves the whole row or none
         if "val/psnr" in row:
-            from train.runs.logs import draw_curves  # that module imports this one
-
             draw_curves(self.path.parent)
 
     @rank_zero_only
     def cut_after(self, step: int) -> None:
         """Drops the rows of updates that will be done again, and a last row that is not whole."""
         if self.path.exists():
-            self.columns, rows = _read(self.path)
+            self.columns, rows = read_columns(self.path)
             rows = [row for row in rows if int(row["step"]) <= step]
             self._rewrite(rows)
             self.start = step
@@ -90,21 +85,6 @@ class CsvLogger(Attempt, Logger):
         writer.writeheader()
         writer.writerows(rows)
         _replace(self.path, text.getvalue().encode())
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """The whole rows of a metrics.csv, values as they stand there."""
-    return _read(path)[1]
-
-
-def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Columns and rows. A kill or a power loss can leave half a line at the end, or zeros: no row."""
-    if not path.exists():
-        return [], []
-    with path.open(newline="") as file:
-        reader = csv.DictReader(line for line in file if line.endswith("\n"))
-        rows = [row for row in reader if row["step"].isdigit() and None not in (*row, *row.values())]
-    return list(reader.fieldnames or []), rows
 
 
 def _replace(path: Path, content: bytes) -> None:

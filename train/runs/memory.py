@@ -1,6 +1,5 @@
 """When memory runs out: where it happened, and the cheapest ways out as overrides."""
 
-import errno
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,8 +8,8 @@ from typing import Any
 import lightning as L
 import torch
 
-# Besides torch.OutOfMemoryError, which not every allocator raises.
-MESSAGES = ("DefaultCPUAllocator: can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
+from train.errors import ran_out
+
 # Function on the way to the error -> what the run was doing; the first that is there counts.
 PLACES = {
     "validation_step": "validation",
@@ -32,13 +31,6 @@ def out_of_memory_explained(config: dict[str, Any], trainer: L.Trainer) -> Itera
         if not ran_out(error):
             raise
         raise ValueError(memory_advice(error, config, trainer)) from error
-
-
-def ran_out(error: BaseException) -> bool:
-    """True for an error that says that the memory of a GPU or of the machine ran out."""
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM  # a data worker that could not be started
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in MESSAGES)
 
 
 def place_of(error: BaseException) -> str:

@@ -1,6 +1,6 @@
 """What stops a run before it does harm: numbers that are not finite."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import lightning as L
 import torch
@@ -10,18 +10,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from train import ranks
+from train.errors import Diverged
 from train.tasks.sharding import local
-
-if TYPE_CHECKING:
-    from train.tasks.task import RestorationTask
-
-
-class Diverged(Exception):
-    """Training can't go on from these weights; the ones of the last checkpoint are good."""
-
-    def __init__(self, step: int, reason: str) -> None:
-        self.step, self.reason = step, reason
-        super().__init__(f"update {step}: {reason}")
+from train.tasks.task import RestorationTask
 
 
 class NonFiniteGuard(Callback):
@@ -52,7 +43,7 @@ class NonFiniteGuard(Callback):
             raise Diverged(trainer.global_step, "not one update was finite")
 
     def on_before_optimizer_step(  # type: ignore[override]
-        self, trainer: L.Trainer, task: "RestorationTask", optimizer: Optimizer
+        self, trainer: L.Trainer, task: RestorationTask, optimizer: Optimizer
     ) -> None:
         parameters = trained(trainer)
         gradients = [local(p.grad) for p in parameters if p.grad is not None]

@@ -4,12 +4,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from train.jobs.config import plain
 from train.ranks import say
 from train.runs.checkpoint import damage, load, newest_whole, step_files, step_of
-from train.runs.rundir import differing_keys, listed, read_summary, set_aside
+from train.runs.rundir import differing_keys, listed, read_summary, saved_config, set_aside
 
 
 def choose_checkpoint(config: dict[str, Any], directory: Path, back_to: Path | None = None) -> Path | None:
@@ -32,7 +29,7 @@ def choose_checkpoint(config: dict[str, Any], directory: Path, back_to: Path | N
             say(f"resume=never: the run before is kept as {set_aside(directory, 'old')}")
         return None
     if saved:  # without one nothing was trained here: an attempt that failed at once does not bind the next
-        different = differing_keys(plain(OmegaConf.load(directory / "config.yaml")), config)
+        different = differing_keys(saved_config(directory), config)
         if different:
             raise ValueError(
                 f"{directory} holds a run with another configuration: {listed(different)}. Give this run its own name=… or "

@@ -1,58 +1,41 @@
-"""One training run: build data, task and trainer from a checked configuration, fit, and leave a summary."""
+"""One training run: from its last checkpoint or the start to its last update, and a summary of it."""
 
 import json
-import logging
 import math
-import warnings
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
-from hydra.errors import InstantiationException
-from hydra.utils import get_class, instantiate
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import OmegaConf
 
-from models.files import official
 from train import ranks
-from train.jobs.config import plain
-from train.jobs.launch import launch
+from train.errors import Diverged
 from train.ranks import say
-from train.runs.checkpoint import AtomicFiles, load
-from train.runs.loggers import CsvLogger
-from train.runs.logs import Progress, draw_curves
+from train.runs.building import build, effective_batch, make_task, make_trainer, prepare, recorded
+from train.runs.checkpoint import load
+from train.runs.curves import draw_curves
 from train.runs.memory import out_of_memory_explained
-from train.runs.nonfinite import Diverged, NonFiniteGuard, leave_signals_to_us
+from train.runs.nonfinite import NonFiniteGuard
+from train.runs.preflight import preflight
 from train.runs.resume import check_continues, choose_checkpoint, finished, last_good
-from train.runs.rundir import RUNS, differing_keys, lock, release, write_text
+from train.runs.rundir import RUNS, lock, release, write_text
 from train.runs.times import StepTimes
 from train.signals import Signals
 from train.tasks.task import RestorationTask
 
 
-def run(config: dict[str, Any]) -> None:
+def run(config: dict[str, Any], trainer: L.Trainer) -> None:
     """Trains until trainer.max_steps generator updates are done, from the start or from the run's last checkpoint.
 
-    With several local devices it starts a process for each; under torchrun or srun it is one of them.
+    Every rank calls it, with a trainer of its own as train/runs/building.py makes it.
 
     Raises: OSError, ValueError or FloatingPointError with a message meant for the person who typed the command; Interrupted
             when a signal asked for the end and everything is saved.
     """
-    quieten()
-    if config["preflight"]:
-        config = config | {"logger": {}}  # its numbers are not the run's
-    trainer = make_trainer(config)
-    if trainer.world_size > 1 and not ranks.launched_from_outside():
-        launch(config, trainer.num_devices)
-        return
     with Signals(), out_of_memory_explained(config, trainer):
         ranks.join(trainer)
         ranks.check_same_config(recorded(config))
         if config["preflight"]:
-            from train.runs.preflight import preflight  # it imports this module
-
             preflight(config)
             return
         directory, held = RUNS / config["name"], []
@@ -89,45 +72,6 @@ def attempt(config: dict[str, Any], trainer: L.Trainer, directory: Path, back_to
     write_summary(task, trainer, directory)
 
 
-def recorded(config: dict[str, Any]) -> dict[str, Any]:
-    """What describes a run: config.yaml, and the configuration in its checkpoints. All of task stands in the other groups."""
-    return {**config, "task": {"_target_": config["task"]["_target_"]}}
-
-
-def batches_of_update(config: dict[str, Any]) -> int:
-    """Batches that a device reads for one generator update."""
-    accumulated: int = config["trainer"]["accumulate_grad_batches"]
-    return accumulated * config.get("adversary", {}).get("steps_per_update", 1)
-
-
-def effective_batch(config: dict[str, Any], trainer: L.Trainer) -> int:
-    """Samples of an update, over all ranks."""
-    batch: int = config["data"]["batch_size"]
-    return batch * trainer.world_size * trainer.accumulate_grad_batches
-
-
-def make_task(config: dict[str, Any], trainer: L.Trainer, fresh: bool = True) -> RestorationTask:
-    """The task as the seed makes it; a fresh one has the weights of init.ckpt."""
-    L.seed_everything(config["seed"], verbose=False)
-    if torch.cuda.is_available():
-        torch.set_float32_matmul_precision("high")  # TF32
-    task: RestorationTask = build(config["task"])
-    task.config, task.effective_batch = recorded(config), effective_batch(config, trainer)
-    if fresh:
-        init, network = config["init"], task.network
-        if init["ckpt"]:
-            report = official.load_into(network, init["ckpt"], strict=init["strict"], parts=init["parts"])
-            say(f"init.ckpt={init['ckpt']}: {report}")
-        if prior := init.get("prior"):
-            part: Any = network.prior  # its name: train/jobs/config.py saw that there is one
-            report = official.load_into(network.get_submodule(part), prior, strict=init["strict"])
-            say(f"init.prior={prior}: {report}")
-        if task.ema:
-            task.ema.average.load_state_dict(network.state_dict())
-        task.check_start()
-    return task
-
-
 def go_back(config: dict[str, Any], directory: Path, error: Diverged) -> None:
     """A second attempt from the last checkpoint, whose weights are good; the same happening again is the end."""
     advice = (
@@ -141,62 +85,6 @@ def go_back(config: dict[str, Any], directory: Path, error: Diverged) -> None:
         attempt(config, make_trainer(config), directory, back_to=good)
     except Diverged as again:
         raise FloatingPointError(f"{again}, also after going back to the last good checkpoint: {advice}") from again
-
-
-def quieten() -> None:
-    """Leaves out what Lightning says about choices that were made on purpose, and its advertisements."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (
-        r"Found \d+ module\(s\) in eval mode",  # the EMA
-        r".*does not have many workers",  # data.num_workers is the user's
-        r"The `srun` command is available",
-        r"It is recommended to use `self.log\(.*sync_dist=True",  # metrics are means over all ranks already
-        r"You have overridden `on_before_batch_transfer`",  # of the task, which knows what it reads there
-        r"FSDP2-wrapped module .* returned a view",  # nothing changes it in place
-        r".*treespec, LeafSpec.*",  # between Lightning and torch
-        r"Detected call of `lr_scheduler.step\(\)` before",  # discriminators that have not begun yet
-    ):
-        warnings.filterwarnings("ignore", message)
-
-
-def build(node: dict[str, Any]) -> Any:
-    """The object that a node describes. What its constructor raises comes through as it is."""
-    try:
-        return instantiate(OmegaConf.create(node), _convert_="all")
-    except InstantiationException as error:
-        raise error.__cause__ or error from None
-
-
-def make_trainer(config: dict[str, Any]) -> L.Trainer:
-    settings, directory = config["trainer"], RUNS / config["name"]
-    # Lightning counts batches between validations; a recipe counts generator updates.
-    batches = batches_of_update(config)
-    settings = {**settings, "accumulate_grad_batches": batches, "val_check_interval": settings["val_check_interval"] * batches}
-    task: Any = get_class(config["task"]["_target_"])
-    if settings["strategy"] == "ddp" and task.unused_parameters(config):
-        settings["strategy"] = "ddp_find_unused_parameters_true"
-    loggers = [CsvLogger(directory=str(directory)), *(build(node) for node in config["logger"].values())]
-    # StepTimes comes last: the guard waits for the device, so that the backward pass is not counted as the optimizer, and the
-    # checkpoints for the other ranks, whose data may be late.
-    callbacks = [build(config["guard"]), build(config["checkpoint"]), StepTimes(file=directory / "times.csv")]
-    try:
-        trainer: L.Trainer = build({**settings, "_partial_": True})(
-            default_root_dir=directory,
-            logger=loggers,
-            callbacks=[*callbacks, *([Progress()] if settings["enable_progress_bar"] else [])],
-            plugins=[AtomicFiles(), ranks.environment(settings["num_nodes"])],
-            max_epochs=-1,
-            check_val_every_n_epoch=None,  # a run is one endless epoch
-            num_sanity_val_steps=0,
-            enable_checkpointing=False,  # train/runs/checkpoint.py does it
-            enable_model_summary=False,
-            use_distributed_sampler=False,  # data/order.py shares the samples out
-        )
-    except (TypeError, RuntimeError, MisconfigurationException) as error:
-        raise ValueError(f"trainer: {error}") from error
-    leave_signals_to_us(trainer)
-    return trainer
 
 
 def announce(config: dict[str, Any], task: RestorationTask, trainer: L.Trainer, checkpoint: Path | None) -> None:
@@ -213,21 +101,6 @@ def announce(config: dict[str, Any], task: RestorationTask, trainer: L.Trainer, 
     )
     if task.validation.lpips is None:
         say(f"validation goes without LPIPS: {task.validation.lpips_missing}")
-
-
-@rank_zero_only
-def prepare(config: dict[str, Any], directory: Path, trainer: L.Trainer, step: int) -> None:
-    """Writes the resolved config, and cuts logged rows of updates that will be done again."""
-    directory.mkdir(parents=True, exist_ok=True)
-    file = directory / "config.yaml"
-    if step == 0 and file.exists() and differing_keys(plain(OmegaConf.load(file)), config):
-        (directory / "wandb_id").unlink(missing_ok=True)  # what another configuration sent before it failed is another run
-    write_text(file, OmegaConf.to_yaml(OmegaConf.create(config)))
-    (directory / "summary.json").unlink(missing_ok=True)  # of what is about to be done again, or of fewer updates
-    loggers: Any = trainer.loggers  # train/runs/loggers.py
-    for logger in loggers:
-        logger.cut_after(step)
-        logger.log_hyperparams(config)
 
 
 @rank_zero_only

@@ -8,6 +8,10 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
+from omegaconf import OmegaConf
+
+from train.ranks import flatten
+
 RUNS = Path("runs")
 # Keys that may differ between two attempts at one run: they change where and how long it runs, not what it computes.
 MAY_DIFFER = (
@@ -19,13 +23,6 @@ MAY_DIFFER = (
 
 # Keys that runs from before them lack, and the value under which they do what these did: add yours, so that runs go on.
 CAME_LATER = {"data.condition_latents": None, "diffusion.noise_aug": 0}
-
-
-def flatten(node: Any, path: str = "") -> dict[str, Any]:
-    """Dotted key -> value of every leaf."""
-    if not isinstance(node, dict) or not node:
-        return {path: node}
-    return {key: value for name, child in node.items() for key, value in flatten(child, f"{path}.{name}".lstrip(".")).items()}
 
 
 def differing_keys(before: dict[str, Any], now: dict[str, Any], may_differ: tuple[str, ...] = MAY_DIFFER) -> list[str]:
@@ -113,3 +110,10 @@ def read_summary(directory: Path) -> dict[str, Any] | None:
     """summary.json of a run that reached its last update, or None."""
     path = directory / "summary.json"
     return json.loads(path.read_text()) if path.exists() else None
+
+
+def saved_config(directory: Path) -> dict[str, Any]:
+    """The configuration that config.yaml of a run's folder describes."""
+    saved = OmegaConf.to_container(OmegaConf.load(directory / "config.yaml"))
+    assert isinstance(saved, dict)
+    return {str(key): value for key, value in saved.items()}

@@ -2,12 +2,11 @@
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightning.pytorch.callbacks import Callback
 
-if TYPE_CHECKING:
-    from train.tasks.task import RestorationTask
+from train.tasks.task import RestorationTask
 
 PARTS = ("data_wait_s", "forward_backward_s", "optimizer_s")
 
@@ -37,7 +36,7 @@ class StepTimes(Callback):
     def on_train_start(self, *_: Any) -> None:
         self._mark = time.perf_counter()
 
-    def on_train_batch_start(self, trainer: Any, task: "RestorationTask", *_: Any) -> None:  # type: ignore[override]
+    def on_train_batch_start(self, trainer: Any, task: RestorationTask, *_: Any) -> None:  # type: ignore[override]
         self._batch_began = time.perf_counter()
         self._add("data_wait_s", self._batch_began - self._mark - task.saving_s)
         task.saving_s = 0.0
@@ -45,7 +44,7 @@ class StepTimes(Callback):
     def on_before_optimizer_step(self, *_: Any) -> None:
         self._before_optimizer = time.perf_counter()
 
-    def on_train_batch_end(self, trainer: Any, task: "RestorationTask", *_: Any) -> None:  # type: ignore[override]
+    def on_train_batch_end(self, trainer: Any, task: RestorationTask, *_: Any) -> None:  # type: ignore[override]
         now = time.perf_counter()
         self._add("forward_backward_s", (self._before_optimizer or now) - self._batch_began)
         if self._before_optimizer:
@@ -59,7 +58,7 @@ class StepTimes(Callback):
     def on_validation_end(self, *_: Any) -> None:
         self._mark = time.perf_counter()
 
-    def _write(self, trainer: Any, task: "RestorationTask") -> None:
+    def _write(self, trainer: Any, task: RestorationTask) -> None:
         updates = min(trainer.log_every_n_steps, self.updates)  # the first row of an attempt may have fewer
         means = {part: seconds / updates for part, seconds in self.row.items()}
         means["images_per_s"] = task.effective_batch / sum(means.values())

@@ -17,10 +17,9 @@ from torch.optim.lr_scheduler import LRScheduler
 from data.batch import Batch
 from losses.weighted import LossSet, Terms, grad_norms
 from train import ranks
-from train.runs.checkpoint import resume_at, rng_state, set_rng_state
-from train.runs.logs import write_pictures
 from train.tasks.ema import EMA
 from train.tasks.sharding import shard
+from train.tasks.state import resume_at, rng_state, set_rng_state
 from train.tasks.validation import Validation, check_scale
 
 # Keys of data for what was made of images before, which only some tasks train on.
@@ -229,8 +228,10 @@ class RestorationTask(L.LightningModule):
         self.validated = {name: float(value) for name, value in values.items()}
         self.log("step", float(self.validated_step))
         self.log_dict({f"val/{name}": value for name, value in values.items()})
-        if self.trainer.is_global_zero:
-            write_pictures(self.trainer, self.validation.strip())
+
+    def pictures(self) -> Tensor | None:
+        """(3, h, w) in [0, 1] for train/runs/pictures.py: rows LQ | restored | HQ."""
+        return self.validation.strip()
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Lightning's own rows would go on with the last value of a term that this update does not have."""

@@ -16,7 +16,7 @@ from models.files.families import CheckpointError
 from models.files.official import build, export, recognise
 from tests.parity.cases import folders, manifest, manifests_in
 
-CONF = Path(__file__).parents[2] / "conf" / "network" / "ircontrolnet.yaml"
+CONF = Path(__file__).parents[3] / "conf" / "network" / "ircontrolnet.yaml"
 TINY: dict[str, Any] = {
     "in_channels": 4,
     "hint_channels": 4,
@@ -240,7 +240,7 @@ def test_only_the_backbone_imports_diffusers() -> None:
     """Importing it takes seconds, which a training of another network would lose."""
     heavy = {"diffusers", "transformers", "models.diffusion.stable_diffusion", "models.diffusion.diffbir"}
     importing = {}
-    for file in (CONF.parents[2] / "models").glob("*.py"):
+    for file in (CONF.parents[3] / "models").glob("*.py"):
         top = [node for node in ast.parse(file.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
         modules = {node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in top}
         importing[file.stem] = modules & heavy

@@ -75,7 +75,7 @@ VARIANTS = (Variant(1, 0, 1, False), Variant(1, 2, 2, True), Variant(2, 0, 1, Tr
 
 
 class ForkedRank:
-    """What train/jobs/launch.py needs of subprocess.Popen, as a fork of the launching process, which has imported everything."""
+    """What train/jobs/launch.py needs of subprocess.Popen: a fork of the launching process, which has imported everything."""
 
     def __init__(self, command: list[str], *, env: dict[str, str], start_new_session: bool) -> None:
         assert start_new_session
@@ -139,7 +139,7 @@ def _become_train_py(
 ) -> None:
     """In a fresh fork of the server."""
     import train.jobs.launch
-    import train.runs.logs
+    import train.runs.loggers
     import train.runs.run
 
     os.environ.update(environment)
@@ -150,10 +150,8 @@ def _become_train_py(
     os.dup2(log, 2)
     multiprocessing.set_start_method("fork", force=True)  # of the data workers: else they would come from the server too
     train.jobs.launch.subprocess = SimpleNamespace(Popen=ForkedRank)  # type: ignore[attr-defined]
-    for module in (
-        train.runs.logs,
-        train.runs.run,
-    ):  # curves.png takes longer than all updates; what it shows is in metrics.csv
+    # curves.png takes longer than all updates; what it shows is in metrics.csv
+    for module in (train.runs.loggers, train.runs.run):
         module.draw_curves = lambda *_: None  # type: ignore[attr-defined, assignment]
     if record:
         victim.record(record)

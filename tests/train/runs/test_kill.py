@@ -33,7 +33,8 @@ from tests.train.runs.kills import (
 )
 from tests.train.runs.test_loggers import offline_rows
 from tests.train.runs.victim import KINDS, Moment, lines
-from train.runs.loggers import PICTURE, read_rows
+from train.runs.curves import read_rows
+from train.runs.pictures import PICTURE
 
 ONE, TWO = VARIANTS[0], VARIANTS[2]
 SEED = 0  # of the moments: another one is another test that must pass

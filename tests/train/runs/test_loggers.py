@@ -17,9 +17,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 from torchvision.utils import save_image
 
-from train.runs.loggers import PICTURE, CsvLogger, TensorBoard, Wandb, picture_path, read_rows
+from train.runs.curves import read_rows
+from train.runs.loggers import CsvLogger, TensorBoard, Wandb
+from train.runs.pictures import PICTURE, picture_path
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 GREY = torch.full((3, 8, 24), 0.5)
 
 # An attempt that is killed when the row of its last update is logged.
@@ -205,7 +207,7 @@ def test_a_restored_run_id_is_taken_up(offline: Path) -> None:
 
 
 def write_pictures(folder: Path, steps: range) -> None:
-    """As train/runs/logs.py leaves them."""
+    """As train/runs/pictures.py leaves them."""
     (folder / "samples").mkdir()
     for step in steps:
         save_image(GREY, picture_path(folder, step))

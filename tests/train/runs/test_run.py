@@ -15,7 +15,7 @@ from models.files import official
 from tests.toy import ROOT, TINY_DATA, TINY_NETWORK, TINY_RUN, write_photographs
 from train.jobs.cli import compose
 from train.jobs.config import plain
-from train.runs.loggers import read_rows
+from train.runs.curves import read_rows
 from train.runs.rundir import CAME_LATER, differing_keys, flatten
 
 Cli = Callable[..., tuple[int, str]]

@@ -39,7 +39,7 @@ KINDS = {
     },
     "mid-validation": {
         "validation": ("train.tasks.task", "RestorationTask.validation_step", "after"),  # some of the images
-        "picture": ("train.tasks.task", "write_pictures", "after"),  # pictures without a row
+        "picture": ("train.runs.pictures", "write_pictures", "after"),  # pictures without a row
     },
     "at the start": {
         "start": ("train.runs.run", "prepare", "before"),  # nothing new

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from losses.adversarial import R1, Adversarial, Discriminate
 from losses.pixel import L1
 from losses.weighted import LossSet, Scheduled
-from train.runs.run import quieten
+from train.runs.building import quieten
 from train.tasks.adversarial import AdversarialTask
 from train.tasks.discriminators import Adversary, Alarm, Discriminator
 from train.tasks.validation import Validation

@@ -16,8 +16,8 @@ from tests.train.runs.kills import Attempt, differences, explain, kill_and_finis
 from tests.train.runs.victim import Moment
 from train.jobs import stages
 from train.jobs.cli import compose
-from train.runs.loggers import read_rows
-from train.runs.run import build
+from train.runs.building import build
+from train.runs.curves import read_rows
 from train.tasks.code_prediction import CodePredictionTask, Codes, Phase
 from train.tasks.codebook import CodebookUse, perplexity
 from train.tasks.task import check_arguments
@@ -241,7 +241,7 @@ def test_a_longer_stage_one_leaves_no_stage_two_behind(trained: Path, tmp_path: 
     """What was made from the shorter one is not passed over in silence."""
     shutil.copytree(trained, tmp_path / "copy")
     errors: list[str] = []
-    monkeypatch.setattr("train.jobs.cli.fail", lambda message: errors.append(message) or sys.exit(1))
+    monkeypatch.setattr("train.jobs.stages.fail", lambda message: errors.append(message) or sys.exit(1))
     for _ in range(2):  # the second finds stage1 finished too
         assert chain(tmp_path / "copy", "stage1.trainer.max_steps=4") == 1
         assert "stage2: runs/chain/stage2 is finished, but was made from what stage1 had before" in errors.pop()

@@ -32,8 +32,8 @@ from tests.train.runs.kills import Attempt, differences, explain, kill_and_finis
 from tests.train.runs.victim import Moment
 from train.jobs.cli import compose
 from train.jobs.config import check
-from train.runs.loggers import read_rows
-from train.runs.run import build
+from train.runs.building import build
+from train.runs.curves import read_rows
 from train.tasks.control import ControlTask, Diffusion, FirstStage, SampleDraws
 
 Command = Callable[..., tuple[int, str]]

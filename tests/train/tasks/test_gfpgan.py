@@ -21,7 +21,7 @@ from tests.train.runs.kills import Attempt, differences, explain, kill_and_finis
 from tests.train.runs.victim import Moment
 from train.jobs.cli import compose
 from train.jobs.config import plain
-from train.runs.loggers import read_rows
+from train.runs.curves import read_rows
 from train.runs.preflight import with_discriminators
 from train.tasks.adversarial import AdversarialTask
 from train.tasks.discriminators import Discriminator

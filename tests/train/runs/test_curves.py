@@ -1,7 +1,7 @@
 from pathlib import Path
 
-from train.runs.loggers import CsvLogger, read_rows
-from train.runs.logs import draw_curves
+from train.runs.curves import draw_curves, read_rows
+from train.runs.loggers import CsvLogger
 
 
 def test_rows_are_kept_over_attempts_and_new_columns(tmp_path: Path) -> None:

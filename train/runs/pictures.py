@@ -1,0 +1,49 @@
+"""Pictures of a validation: samples/step_N.png in the run's folder, and in the loggers that show some."""
+
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+from torchvision.utils import save_image
+
+PICTURE = "val/lq_restored_hq"  # its name in the loggers
+
+
+def picture_path(run: Path, step: int) -> Path:
+    return run / "samples" / f"step_{step:07d}.png"
+
+
+class ShowsImages(Protocol):
+    """What the callback needs of a task."""
+
+    def pictures(self) -> Tensor | None:
+        """(3, h, w) in [0, 1]: rows LQ | restored | HQ of the validation at hand; None where none are kept."""
+
+
+@runtime_checkable
+class LogsPictures(Protocol):
+    """A logger that shows pictures."""
+
+    def log_picture(self, picture: Tensor, step: int) -> None: ...
+
+
+class Pictures(Callback):
+    """Writes the pictures of each validation, before its row is logged."""
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, task: Any) -> None:
+        if trainer.is_global_zero:
+            write_pictures(trainer, task)
+
+
+def write_pictures(trainer: L.Trainer, task: ShowsImages) -> None:
+    """samples/step_N.png (LQ | restored | HQ), and the same picture to each logger that shows some."""
+    if (strip := task.pictures()) is None:
+        return
+    path = picture_path(Path(trainer.default_root_dir), trainer.global_step)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_image(strip, path)
+    for logger in trainer.loggers:
+        if isinstance(logger, LogsPictures):
+            logger.log_picture(strip, trainer.global_step)
