@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.duplicates import perceptual_hash
 from data.images import UnreadableImage, decode
 from data.names import lacking, paths_of, rows_of
 from data.pickles import load
-from data.prepare.duplicates import perceptual_hash
 from data.sources import Source, existing, first_few
 
 PARTS = ("left_eye", "right_eye", "mouth")  # left and right in the picture

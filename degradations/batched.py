@@ -22,16 +22,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from degradations import colour, noise, sensor
-from degradations.blur import Blur
-from degradations.choose import OneOf, Sometimes
 from degradations.dct import along, diffjpeg, libjpeg, picked
 from degradations.draws import Parameters
 from degradations.fields import GOLDEN, MIX, RESOLUTION
-from degradations.jpeg import Jpeg
-from degradations.operator import Operator
-from degradations.resize import Downsample, RandomResize, ResizeBack
-from degradations.sharpen import UsmSharpening
+from degradations.operators import colour, noise, sensor
+from degradations.operators.blur import Blur
+from degradations.operators.choose import OneOf, Sometimes
+from degradations.operators.jpeg import Jpeg
+from degradations.operators.operator import Operator
+from degradations.operators.resize import Downsample, RandomResize, ResizeBack
+from degradations.operators.sharpen import UsmSharpening
 
 # Fourier transforms are planned anew for every new length, and fast for these; they lie at most 25 % apart.
 WAVE_LENGTHS = sorted(odd << power for odd in (1, 3, 5, 7, 9) for power in range(2, 16))
@@ -116,7 +116,7 @@ def whole(canvas: Canvas) -> Tensor:
         found = ", ".join(f"{height}x{width}" for height, width in np.unique(canvas.sizes, axis=0)[:5])
         raise ValueError(
             f"the degraded samples of one batch have different sizes (height x width: {found}, ...): end the pipeline with "
-            "degradations.resize.ResizeBack, or give Downsample one factor, such as [4, 4]"
+            "degradations.operators.resize.ResizeBack, or give Downsample one factor, such as [4, 4]"
         )
     return canvas.image
 
@@ -333,7 +333,7 @@ WEIGHTS = {"bilinear": (2, triangle), "bicubic": (4, keys)}  # how many neighbou
 
 
 def resized(canvas: Canvas, sizes: np.ndarray, filter: str, steps: np.ndarray | None = None) -> Canvas:  # noqa: A002
-    """See degradations.resize.resized.
+    """See degradations.operators.resize.resized.
 
     Args:    sizes: (b, 2), height and width. steps: (b, 2) float64, how far apart, in old pixels, the new ones stand along each
                  axis; from the sizes if not given. area knows none.
@@ -461,7 +461,7 @@ def gaussian_noise(operator: noise.GaussianNoise, canvas: Canvas, parameters: Pa
 @lru_cache(maxsize=8)
 @torch.inference_mode(False)
 def poisson_tables(device: torch.device) -> tuple[Tensor, Tensor]:
-    """degradations.noise.poisson_table for 1, 2, 4 ... 256 values in one line, and (9, 256), where each level starts.
+    """degradations.operators.noise.poisson_table for 1, 2, 4 ... 256 values in one line, and (9, 256), where each level starts.
 
     The entries of table e lie 256 * e higher than there.
     """
@@ -508,13 +508,13 @@ def jpeg(operator: Jpeg, canvas: Canvas, parameters: Parameters) -> Canvas:
 
 
 def plain(image: Tensor) -> Tensor:
-    """(b, 3, h, w) to (b, 1, h, w): degradations.colour.plain."""
+    """(b, 3, h, w) to (b, 1, h, w): degradations.operators.colour.plain."""
     red, green, blue = image.unbind(1)
     return (0.299 * red + 0.587 * green + 0.114 * blue)[:, None]
 
 
 def contrast(canvas: Canvas, factor: Tensor) -> Tensor:
-    """degradations.colour.adjust_contrast, where the mean is that of each sample's own area. factor: (b,)."""
+    """degradations.operators.colour.adjust_contrast, where the mean is that of each sample's own area. factor: (b,)."""
     light = torch.where(canvas.inside(), colour.grey(canvas.image), 0).sum((1, 2, 3))
     mean = (light / canvas.sizes_there.prod(1))[:, None, None, None]
     return (mean + (canvas.image - mean) * factor[:, None, None, None]).clamp(0, 1)
@@ -582,7 +582,7 @@ def mixed(image: Tensor, matrices: Tensor) -> Tensor:
 
 @applied.register
 def raw_noise(operator: sensor.RawNoise, canvas: Canvas, parameters: Parameters) -> Canvas:
-    """See degradations.sensor.RawNoise.apply. A raw picture lies in all three channels, of which each pixel has one value."""
+    """See degradations.operators.sensor.RawNoise.apply. A raw picture lies in all three channels, of which each pixel has one value."""
     gains = np.stack([parameters["red_gain"], np.ones(len(canvas.sizes)), parameters["blue_gain"]], axis=1)
     develop = sensor.colour_matrix(parameters["mix"][:, None, None]) * gains[:, None]
     there, back_there = (canvas.sent(matrices.astype(np.float32)) for matrices in (develop, np.linalg.inv(develop)))

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from degradations import batched
-from degradations.blur import Blur
 from degradations.draws import Parameters, generator
 from degradations.filters import filtered, filtered_and_shrunk
-from degradations.operator import Operator
-from degradations.resize import Downsample
+from degradations.operators.blur import Blur
+from degradations.operators.operator import Operator
+from degradations.operators.resize import Downsample
 
 
 class Pipeline:

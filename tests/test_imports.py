@@ -129,7 +129,7 @@ def test_a_circle_is_seen() -> None:
         ("data.faces", "train.ranks"),
         ("data.faces", "hydra"),
         ("losses.pixel", "models.vgg"),
-        ("degradations.blur", "data.batch"),
+        ("degradations.operators.blur", "data.batch"),
         ("models.vqgan", "lightning"),
     ],
 )

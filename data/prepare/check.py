@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 from annotated_types import Ge, Gt, Le
 
+from data.duplicates import MAX_DISTANCE_BITS, near_duplicates, perceptual_hash
 from data.images import decode
-from data.prepare.duplicates import MAX_DISTANCE_BITS, near_duplicates, perceptual_hash
 from data.prepare.files import read_bytes, write_csv, write_text
 from data.prepare.landmarks import PRELOAD, TEMPLATE, TEMPLATE_SIDE, Face, detector, scale_of, similarity
 from data.prepare.records import Record, Shard

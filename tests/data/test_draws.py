@@ -17,7 +17,7 @@ from data.augmentation import Augmentation
 from data.module import FaceData
 from data.order import draws
 from data.sources import ImageFolder
-from degradations.noise import GaussianNoise
+from degradations.operators.noise import GaussianNoise
 from degradations.pipeline import Pipeline
 
 IMAGES, SIDE, SIZE = 3, 1000, 4

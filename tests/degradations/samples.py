@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from degradations.draws import Parameters, generator
-from degradations.operator import Operator
+from degradations.operators.operator import Operator
 
 
 def photo(height: int = 64, width: int = 48) -> np.ndarray:

@@ -13,9 +13,9 @@ from degradations import kernels
 from degradations.dct import diffjpeg
 from degradations.draws import generator
 from degradations.fields import normals
-from degradations.jpeg import Jpeg, libjpeg
-from degradations.noise import GaussianNoise, PoissonNoise
-from degradations.sharpen import UsmSharpening
+from degradations.operators.jpeg import Jpeg, libjpeg
+from degradations.operators.noise import GaussianNoise, PoissonNoise
+from degradations.operators.sharpen import UsmSharpening
 from tests.basicsr_peer import degradations as basicsr
 from tests.basicsr_peer import utils
 from tests.degradations.samples import photo

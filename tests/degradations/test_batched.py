@@ -14,20 +14,20 @@ from torch.utils.data import default_collate
 
 import degradations
 from degradations import batched
-from degradations.blur import GaussianBlur, GeneralizedBlur, MotionBlur, PlateauBlur, SincBlur
-from degradations.choose import OneOf, Sometimes
-from degradations.colour import ChannelShift, ColourFade, ColourJitter, ColourShift, Grey, LowLight
 from degradations.dct import integer_basis, libjpeg
 from degradations.draws import generator
 from degradations.fields import normals, uniforms
-from degradations.jpeg import Jpeg
-from degradations.jpeg import libjpeg as opencv_jpeg
-from degradations.noise import GaussianNoise, PoissonNoise
-from degradations.operator import Operator
+from degradations.operators.blur import GaussianBlur, GeneralizedBlur, MotionBlur, PlateauBlur, SincBlur
+from degradations.operators.choose import OneOf, Sometimes
+from degradations.operators.colour import ChannelShift, ColourFade, ColourJitter, ColourShift, Grey, LowLight
+from degradations.operators.jpeg import Jpeg
+from degradations.operators.jpeg import libjpeg as opencv_jpeg
+from degradations.operators.noise import GaussianNoise, PoissonNoise
+from degradations.operators.operator import Operator
+from degradations.operators.resize import Downsample, RandomResize, ResizeBack
+from degradations.operators.sensor import RawNoise
+from degradations.operators.sharpen import UsmSharpening
 from degradations.pipeline import Branches, Pipeline
-from degradations.resize import Downsample, RandomResize, ResizeBack
-from degradations.sensor import RawNoise
-from degradations.sharpen import UsmSharpening
 from tests.degradations.sets import NAMES, built
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

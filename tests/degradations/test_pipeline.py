@@ -9,14 +9,14 @@ import torch
 from torch.utils.data import default_collate
 
 from degradations import pipeline as pipelines
-from degradations.blur import GaussianBlur
-from degradations.choose import OneOf, Sometimes
-from degradations.colour import Grey
-from degradations.jpeg import Jpeg
-from degradations.noise import GaussianNoise
-from degradations.operator import Operator
+from degradations.operators.blur import GaussianBlur
+from degradations.operators.choose import OneOf, Sometimes
+from degradations.operators.colour import Grey
+from degradations.operators.jpeg import Jpeg
+from degradations.operators.noise import GaussianNoise
+from degradations.operators.operator import Operator
+from degradations.operators.resize import Downsample, ResizeBack
 from degradations.pipeline import Branches, Pipeline
-from degradations.resize import Downsample, ResizeBack
 from tests.degradations.sets import NAMES, built, composed
 
 FACE = ["blur", "downsample", "noise", "jpeg", "resize_back"]

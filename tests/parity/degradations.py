@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 
 from degradations import kernels
-from degradations.blur import GaussianBlur
-from degradations.colour import ColourJitter, ColourShift, Grey
 from degradations.dct import diffjpeg
 from degradations.draws import Parameters, generator
 from degradations.filters import filtered
-from degradations.jpeg import Jpeg, libjpeg
-from degradations.noise import GaussianNoise, PoissonNoise, add_noise
-from degradations.operator import Operator
+from degradations.operators.blur import GaussianBlur
+from degradations.operators.colour import ColourJitter, ColourShift, Grey
+from degradations.operators.jpeg import Jpeg, libjpeg
+from degradations.operators.noise import GaussianNoise, PoissonNoise, add_noise
+from degradations.operators.operator import Operator
+from degradations.operators.resize import Downsample, RandomResize, ResizeBack
+from degradations.operators.sharpen import UsmSharpening
 from degradations.pipeline import Pipeline
-from degradations.resize import Downsample, RandomResize, ResizeBack
-from degradations.sharpen import UsmSharpening
 from tests.parity import fill
 from tests.parity.cases import Apart, Case
 
@@ -73,7 +73,7 @@ def events_without_spread() -> Iterator[None]:
         line = np.concatenate([[level] * count + [level + 1] for level, count in enumerate(counts)])
         return line, np.concatenate([[0], np.cumsum(counts + 1)[:-1]])
 
-    with mock.patch("degradations.noise.poisson_table", table):
+    with mock.patch("degradations.operators.noise.poisson_table", table):
         yield
 
 

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from scipy.stats import chi2
 
-from degradations.blur import Blur, GaussianBlur, GeneralizedBlur, PlateauBlur
 from degradations.draws import Parameters, generator
 from degradations.kernels import sinc
-from degradations.operator import Operator
+from degradations.operators.blur import Blur, GaussianBlur, GeneralizedBlur, PlateauBlur
+from degradations.operators.operator import Operator
 from tests.degradations.sets import built
 from tests.parity.cases import Case
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from degradations.blur import PlateauBlur
 from degradations.draws import generator
+from degradations.operators.blur import PlateauBlur
 from tests.parity import distributions
 from tests.parity.cases import GOLDEN, Case
 from tests.parity.distributions import (

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from degradations.sharpen import UsmSharpening
+from degradations.operators.sharpen import UsmSharpening
 from tests.degradations.samples import photo
 
 

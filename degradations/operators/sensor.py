@@ -8,7 +8,7 @@ from annotated_types import Ge, Gt
 
 from degradations.draws import Parameters, checked_range, field_seed
 from degradations.fields import normals
-from degradations.resize import resized
+from degradations.operators.resize import resized
 
 Gain = Annotated[float, Gt(0)]
 Electrons = Annotated[float, Gt(0)]

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from degradations.choose import OneOf, Sometimes
-from degradations.colour import Grey
 from degradations.draws import generator
-from degradations.jpeg import Jpeg
-from degradations.noise import GaussianNoise
+from degradations.operators.choose import OneOf, Sometimes
+from degradations.operators.colour import Grey
+from degradations.operators.jpeg import Jpeg
+from degradations.operators.noise import GaussianNoise
 from tests.degradations.samples import draws, photo
 
 NOISE = GaussianNoise(sigma_255=(0, 15), grey_prob=0.4)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from degradations.jpeg import Jpeg
+from degradations.operators.jpeg import Jpeg
 from tests.degradations.samples import assert_uniform, drawn, photo
 
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from degradations.draws import generator
-from degradations.resize import Downsample, RandomResize, ResizeBack, resized
+from degradations.operators.resize import Downsample, RandomResize, ResizeBack, resized
 from tests.degradations.samples import assert_uniform, drawn, draws, photo
 
 FILTERS = ["area", "bilinear", "bicubic"]

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import poisson
 
-from degradations import noise
-from degradations.noise import GaussianNoise, PoissonNoise, add_noise, luminance, poisson_table
+from degradations.operators import noise
+from degradations.operators.noise import GaussianNoise, PoissonNoise, add_noise, luminance, poisson_table
 from tests.degradations.samples import assert_uniform, drawn, photo
 
 GAUSSIAN = GaussianNoise(sigma_255=(0, 15), grey_prob=0.4)

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from data.prepare.duplicates import near_duplicates, perceptual_hash
+from data.duplicates import near_duplicates, perceptual_hash
 from tests.data.prepare.conftest import textured
 
 

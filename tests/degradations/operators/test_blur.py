@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from degradations import kernels
-from degradations.blur import GaussianBlur, GeneralizedBlur, MotionBlur, PlateauBlur, SincBlur
+from degradations.operators.blur import GaussianBlur, GeneralizedBlur, MotionBlur, PlateauBlur, SincBlur
 from tests.degradations.samples import assert_uniform, drawn, draws, photo
 
 MIXED = {"kernel_size_px": (7, 21), "sigma_px": (0.2, 3), "isotropic_prob": 0.3}

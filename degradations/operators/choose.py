@@ -3,7 +3,7 @@
 import numpy as np
 
 from degradations.draws import Parameters, Probability, checked_prob, field_seed, generator
-from degradations.operator import Operator
+from degradations.operators.operator import Operator
 
 
 class Sometimes:

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torchvision.transforms.functional as tvf
 
-from degradations.colour import (
+from degradations.operators.colour import (
     ChannelShift,
     ColourFade,
     ColourJitter,

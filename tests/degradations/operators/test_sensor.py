@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from degradations.sensor import RawNoise, colour_matrix, colours_at, demosaic, mosaic
+from degradations.operators.sensor import RawNoise, colour_matrix, colours_at, demosaic, mosaic
 from tests.degradations.samples import assert_uniform, drawn, photo
 
 RANGES = {
