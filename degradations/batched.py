@@ -582,7 +582,7 @@ def mixed(image: Tensor, matrices: Tensor) -> Tensor:
 
 @applied.register
 def raw_noise(operator: sensor.RawNoise, canvas: Canvas, parameters: Parameters) -> Canvas:
-    """As degradations/operators/sensor.py; the colour filter's picture lies in all three channels, of which each pixel has one."""
+    """See sensor.RawNoise.apply. A raw picture lies in all three channels, of which each pixel has one value."""
     gains = np.stack([parameters["red_gain"], np.ones(len(canvas.sizes)), parameters["blue_gain"]], axis=1)
     develop = sensor.colour_matrix(parameters["mix"][:, None, None]) * gains[:, None]
     there, back_there = (canvas.sent(matrices.astype(np.float32)) for matrices in (develop, np.linalg.inv(develop)))
