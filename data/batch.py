@@ -34,7 +34,7 @@ class Batch(TypedDict):
     negative: NotRequired[Tensor]  # (b, 3, h, w) what hq shows, badly enhanced (data.source.negatives of data=hggt)
     has_negative: NotRequired[Tensor]  # (b,) float32: 0 where negative is only the photo that the LQ was made of, else 1
     target_codes: NotRequired[Tensor]  # (b, h, w) int64: codes of hq, where they were made before training (data.codes)
-    components: NotRequired[Tensor]  # (b, 3, 3) float32: where hq's eyes and mouth are (data.components.Components.of)
+    components: NotRequired[Tensor]  # (b, 3, 3) float32: where hq's eyes and mouth are (data.columns.components.Components.of)
     hq_moments: NotRequired[Tensor]  # (b, 8, h / 8, w / 8) float32: mean and log variance of hq's latent (data.latents)
     condition_moments: NotRequired[Tensor]  # (b, 8, h / 8, w / 8) float32: of lq restored by stage 1 (data.condition_latents)
     position: Tensor  # (b,) int64: place in the run's endless order (training) or in the fixed set (validation)

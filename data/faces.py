@@ -12,13 +12,13 @@ from torch.utils.data import Dataset
 
 from data.augmentation import Augmentation
 from data.batch import Degradation, Sample, finished
-from data.codes import Codes
-from data.components import Components
+from data.columns.codes import Codes
+from data.columns.components import Components
+from data.columns.latents import Latents
 from data.images import UnreadableImage, decode, to_tensor
-from data.latents import Latents
 from data.order import BlockOrder, draws, image_at
 from data.pairs import check_pair
-from data.sources import Blocked, Choices, Source
+from data.sources.files import Blocked, Choices, Source
 
 File = tuple[Source, int]  # a source, and the number of a file in it
 

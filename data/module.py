@@ -13,14 +13,14 @@ from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
 from data.augmentation import Augmentation
 from data.batch import Batch, Degradation, Parameters, Sample, finished
-from data.codes import Codes
-from data.components import Components
+from data.columns.codes import Codes
+from data.columns.components import Components
+from data.columns.latents import Latents
 from data.faces import FaceDataset, FixedFaces
-from data.latents import Latents
 from data.order import PositionSampler
 from data.pairs import targets_of
 from data.parent import end_with_parent
-from data.sources import Choices, Graded, Part, Source
+from data.sources.files import Choices, Graded, Part, Source
 
 
 def ignore_once(signum: int, frame: Any) -> None:
@@ -77,14 +77,14 @@ class FaceData(LightningDataModule):
              val_root: of the validation images; None holds out the last val_images of root.
              paired: the HQ of each image is given, as the target of the same name (data/pairs.py); False: an image is its own.
              target_root, val_target_root: of the targets.
-             codes: file with the codes of the HQs (data/codes.py), for tasks that predict them; None: they compute them.
-             components: file that tells where the eyes and mouths of the training images are (data/components.py), for tasks
+             codes: file with the codes of the HQs (data/columns), for tasks that predict them; None: they compute them.
+             components: file that tells where the eyes and mouths of the training images are (data/columns), for tasks
                  that judge these by themselves; None: samples don't hold it.
-             latents: folder with the latents of the HQs (data/latents.py), for tasks on latents; None: they compute them.
+             latents: folder with the latents of the HQs (data/columns), for tasks on latents; None: they compute them.
              condition_latents: of the restorations of given LQs, likewise.
              real_root: clean faces for discriminators, in an order of their own; None: they see the HQs (training alone).
              degradation: makes LQs; None: root holds LQs, and is paired.
-             source: makes a Source of a root; one that brings targets (data.sources.Graded) needs no target_root.
+             source: makes a Source of a root; one that brings targets (data.sources.files.Graded) needs no target_root.
              expects: one sentence for the message when a root is missing: which folder it should be, and where it comes from.
              augmentation, size, crop, hflip_prob, seed, on_error, keep_decoded: see FaceDataset.
              batch_size: samples a step and device.

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from data.sources import Named, Picked, Source, first_few
+from data.sources.files import Named, Picked, Source, first_few
 
 
 def targets_of(photos: Source, targets: Source, key: str) -> Source:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from data.faces import read_image
 from data.images import to_tensor, write_png
-from data.sources import Files, ImageFolder
+from data.sources.files import Files, ImageFolder
 from models.diffusion.ircontrolnet import IRControlNet
 from models.files import official
 from restoration import diffbir

@@ -5,7 +5,7 @@ import sys
 from hydra.utils import get_method, get_object
 
 from data.prepare import align, check, codes, components, filtering, latents, pack, resize
-from data.prepare.arguments import Command, main
+from data.prepare.jobs.arguments import Command, main
 
 
 def networks() -> codes.Networks:

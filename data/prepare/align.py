@@ -7,7 +7,9 @@ from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Le
 
-from data.prepare.files import encode, output_stems, read_photo, write_bytes, write_csv
+from data.prepare.jobs.files import encode, output_stems, read_photo, write_bytes, write_csv
+from data.prepare.jobs.records import Record, Shard
+from data.prepare.jobs.work import listing, run
 from data.prepare.landmarks import (
     PRELOAD,
     TEMPLATE,
@@ -21,8 +23,6 @@ from data.prepare.landmarks import (
     similarity,
     warp,
 )
-from data.prepare.records import Record, Shard
-from data.prepare.work import listing, run
 
 POINTS = ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")
 COLUMNS = (

@@ -15,10 +15,10 @@ from annotated_types import Ge, Gt, Le
 
 from data.duplicates import MAX_DISTANCE_BITS, near_duplicates, perceptual_hash
 from data.images import decode
-from data.prepare.files import read_bytes, write_csv, write_text
+from data.prepare.jobs.files import read_bytes, write_csv, write_text
+from data.prepare.jobs.records import Record, Shard
+from data.prepare.jobs.work import Work, listing, run
 from data.prepare.landmarks import PRELOAD, TEMPLATE, TEMPLATE_SIDE, Face, detector, scale_of, similarity
-from data.prepare.records import Record, Shard
-from data.prepare.work import Work, listing, run
 
 Kind = Literal["corrupt", "small", "grey", "duplicate", "no_face", "off_centre", "misaligned"]
 KINDS: tuple[Kind, ...] = ("corrupt", "small", "grey", "duplicate", "no_face", "off_centre", "misaligned")

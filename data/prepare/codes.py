@@ -13,16 +13,16 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from data.codes import NO_CODES, CodeFile, checksum
+from data.columns.codes import NO_CODES, CodeFile, checksum
+from data.columns.names import paths_of
 from data.faces import center_crop, read_image
 from data.images import to_tensor
-from data.names import paths_of
-from data.opening import open_images
-from data.prepare.arguments import Command
-from data.prepare.files import Unusable, write_bytes
-from data.prepare.records import Record, Shard
-from data.prepare.work import cores, run, store
-from data.sources import Files, Source
+from data.prepare.jobs.arguments import Command
+from data.prepare.jobs.files import Unusable, write_bytes
+from data.prepare.jobs.records import Record, Shard
+from data.prepare.jobs.work import cores, run, store
+from data.sources.files import Files, Source
+from data.sources.opening import open_images
 
 FILE = "codes.safetensors"
 GPU_WORKERS = 4  # processes that share a GPU unless workers= says otherwise: they read images while others encode

@@ -1,4 +1,4 @@
-"""Where the eyes and the mouth of each aligned face are, found once, for GFPGAN's training (data/components.py)."""
+"""Where the eyes and the mouth of each aligned face are, found once, for GFPGAN's training (data/columns/components.py)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,16 +8,16 @@ from typing import Annotated, Literal
 import numpy as np
 from annotated_types import Ge, Gt, Le
 
-from data.components import COLUMNS, HASH, hash_of
+from data.columns.components import COLUMNS, HASH, hash_of
+from data.columns.names import paths_of
 from data.faces import read_image
-from data.names import paths_of
-from data.opening import open_images
 from data.prepare.check import middle_512, template_face
-from data.prepare.files import Unusable, write_csv
+from data.prepare.jobs.files import Unusable, write_csv
+from data.prepare.jobs.records import Record, Shard
+from data.prepare.jobs.work import run, store
 from data.prepare.landmarks import PRELOAD, TEMPLATE, TEMPLATE_SIDE
-from data.prepare.records import Record, Shard
-from data.prepare.work import run, store
-from data.sources import Files, Source
+from data.sources.files import Files, Source
+from data.sources.opening import open_images
 
 FILE = "components.csv"
 MIN_HALF_PX = 16.0  # at 512, as in the reference

@@ -12,18 +12,18 @@ from annotated_types import Ge
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from data.codes import checksum
+from data.columns.codes import checksum
+from data.columns.latents import INDEX
+from data.columns.names import paths_of
 from data.faces import center_crop, read_image
 from data.images import to_tensor
-from data.latents import INDEX
-from data.names import paths_of
-from data.opening import open_images
-from data.prepare.arguments import Command
 from data.prepare.codes import GPU_WORKERS, chosen, store
-from data.prepare.files import Unusable, output_stems, write_bytes, write_text
-from data.prepare.records import Record, Shard
-from data.prepare.work import cores, run
-from data.sources import Files, Source
+from data.prepare.jobs.arguments import Command
+from data.prepare.jobs.files import Unusable, output_stems, write_bytes, write_text
+from data.prepare.jobs.records import Record, Shard
+from data.prepare.jobs.work import cores, run
+from data.sources.files import Files, Source
+from data.sources.opening import open_images
 
 
 class Autoencoder(Protocol):

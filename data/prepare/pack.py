@@ -17,10 +17,10 @@ from annotated_types import Ge, Le
 
 from data.faces import center_crop
 from data.images import decode
-from data.prepare import files
-from data.prepare.files import Unusable, output_stems, read_bytes, write_bytes
-from data.prepare.records import Record, Shard
-from data.prepare.work import Progress, Stopped, listing, run, signals
+from data.prepare.jobs import files
+from data.prepare.jobs.files import Unusable, output_stems, read_bytes, write_bytes
+from data.prepare.jobs.records import Record, Shard
+from data.prepare.jobs.work import Progress, Stopped, listing, run, signals
 
 SUFFIXES = {"png": ".png", "bmp": ".bmp", "jpeg": ".jpg"}
 ROW_GROUP = 100  # rows of parquet that are read at once, as `datasets` writes them

@@ -8,9 +8,9 @@ import numpy as np
 from annotated_types import Ge, Le
 from PIL import Image
 
-from data.prepare.files import Unusable, encode, output_stems, read_photo, write_bytes
-from data.prepare.records import Record, Shard
-from data.prepare.work import listing, run
+from data.prepare.jobs.files import Unusable, encode, output_stems, read_photo, write_bytes
+from data.prepare.jobs.records import Record, Shard
+from data.prepare.jobs.work import listing, run
 
 FILTERS = {"lanczos": Image.Resampling.LANCZOS, "area": Image.Resampling.BOX}
 

@@ -16,7 +16,7 @@ import data.faces
 from data.augmentation import Augmentation
 from data.module import FaceData
 from data.order import draws
-from data.sources import ImageFolder
+from data.sources.files import ImageFolder
 from degradations.operators.noise import GaussianNoise
 from degradations.pipeline import Pipeline
 

@@ -9,7 +9,7 @@ from data.augmentation import Augmentation
 from data.faces import FaceDataset, FixedFaces, center_crop, random_crops, read_image
 from data.images import UnreadableImage, to_tensor
 from data.order import draws, image_at
-from data.sources import ImageFolder
+from data.sources.files import ImageFolder
 
 
 def textured(height, width, seed=0):

@@ -20,8 +20,8 @@ from threadpoolctl import threadpool_info
 from data.augmentation import Augmentation
 from data.images import UnreadableImage
 from data.module import FaceData, one_thread
-from data.opening import open_images
-from data.sources import ImageFolder
+from data.sources.files import ImageFolder
+from data.sources.opening import open_images
 
 CONF = Path(__file__).parents[2] / "conf"
 NAMES = sorted(path.stem for path in (CONF / "data").glob("*.yaml"))

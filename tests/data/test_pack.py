@@ -10,13 +10,13 @@ from PIL import Image
 
 import data.prepare.pack
 from data.faces import center_crop
-from data.hub import ParquetImages
 from data.images import decode
-from data.lmdb_images import LmdbImages
-from data.opening import open_images
+from data.prepare.jobs.work import Stopped
 from data.prepare.pack import pack
-from data.prepare.work import Stopped
-from data.sources import ImageFolder
+from data.sources.files import ImageFolder
+from data.sources.hub import ParquetImages
+from data.sources.lmdb_images import LmdbImages
+from data.sources.opening import open_images
 
 KINDS = {"lmdb": LmdbImages, "tar": None, "parquet": ParquetImages}
 

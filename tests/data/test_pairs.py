@@ -9,7 +9,7 @@ from data.augmentation import Augmentation
 from data.faces import FaceDataset, FixedFaces
 from data.order import draws, image_at
 from data.pairs import targets_of
-from data.sources import ImageFolder
+from data.sources.files import ImageFolder
 
 NONE = Augmentation(transforms={})
 

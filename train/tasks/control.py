@@ -276,7 +276,7 @@ class ControlTask(RegressionTask):
         self._check_latents(getattr(data, "condition_latents", None), self.diffusion.stage1.fingerprint)
 
     def _check_latents(self, latents: Any, stage1: str | None) -> None:
-        """Raises ValueError: data.latents.Latents that other networks made. stage1: what restored the images before."""
+        """Raises ValueError: data.columns.latents.Latents that other networks made. stage1: what restored the images before."""
         if latents is None:
             return
         wrong = ""

@@ -8,7 +8,7 @@ import pytest
 from skimage.data import astronaut
 
 from data.prepare.__main__ import COMMANDS
-from data.prepare.arguments import main
+from data.prepare.jobs.arguments import main
 from data.prepare.landmarks import TEMPLATE, similarity, warp
 
 # eyes, nose, corners of the mouth in the 512x512 photograph, to about a pixel

@@ -8,7 +8,7 @@ import pytest
 from annotated_types import Ge
 
 from data.prepare.__main__ import COMMANDS
-from data.prepare.arguments import BadArguments, bind, main, usage
+from data.prepare.jobs.arguments import BadArguments, bind, main, usage
 
 
 def sample(

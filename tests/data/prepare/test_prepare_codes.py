@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from safetensors.numpy import load_file
 
-from data.codes import CodeFile, read
+from data.columns.codes import CodeFile, read
 from data.faces import center_crop
 from data.images import to_tensor
 from data.prepare.__main__ import COMMANDS
-from data.prepare.arguments import main
+from data.prepare.jobs.arguments import main
 from models.vqgan import VQAutoEncoder
 from tests.toy import write_photographs
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from data.components import COLUMNS, HASH, Components, read
+from data.columns.components import COLUMNS, HASH, Components, read
 from data.prepare.components import components
 from data.prepare.landmarks import TEMPLATE, affine, similarity
-from data.sources import ImageFolder
+from data.sources.files import ImageFolder
 from tests.data.prepare.conftest import LANDMARKS, textured, write
 
 LEFT, RIGHT, _, *CORNERS = affine(similarity(LANDMARKS, TEMPLATE), LANDMARKS)  # of the portrait, to about 3 px

@@ -10,7 +10,7 @@ import pytest
 
 from data.prepare import filtering
 from data.prepare.filtering import Bound, check_names
-from data.prepare.report import Chart, Tile, page
+from data.prepare.jobs.report import Chart, Tile, page
 from tests.data.prepare.conftest import textured, write
 
 

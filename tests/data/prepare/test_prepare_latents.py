@@ -8,12 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
+from data.columns.latents import Latents
 from data.faces import center_crop
 from data.images import to_tensor
-from data.latents import Latents
 from data.prepare.__main__ import COMMANDS
-from data.prepare.arguments import main
-from data.sources import ImageFolder
+from data.prepare.jobs.arguments import main
+from data.sources.files import ImageFolder
 from models.diffusion.stable_diffusion import VAE, load, load_autoencoder
 from tests.models.diffusion.test_stable_diffusion import official_state, toy, write_folder
 from tests.toy import write_photographs

@@ -2,7 +2,7 @@
 
 import pytest
 
-from data.prepare.records import Records, Shard
+from data.prepare.jobs.records import Records, Shard
 
 
 def line(path, modified_ns=1, **more):

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.prepare import work
-from data.prepare.files import encode, output_stems
-from data.prepare.work import Progress
+from data.prepare.jobs import work
+from data.prepare.jobs.files import encode, output_stems
+from data.prepare.jobs.work import Progress
 from tests.data.prepare.conftest import textured, write
 from tests.toy import ROOT
 

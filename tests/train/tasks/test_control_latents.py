@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from data.prepare.__main__ import COMMANDS
-from data.prepare.arguments import main as prepare
+from data.prepare.jobs.arguments import main as prepare
 from tests.models.test_codeformer import tiny as codeformer
 from tests.toy import write_photographs
 from tests.train.tasks.test_control import Command, arguments, given, networks  # noqa: F401

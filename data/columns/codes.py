@@ -11,9 +11,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch import Tensor
 
-from data.names import places_of
-from data.pickles import load
-from data.sources import Source, existing
+from data.columns.names import places_of
+from data.columns.pickles import load
+from data.sources.files import Source, existing
 
 NO_CODES = -1  # in place of the checksum of an image that could not be used
 

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from data.archives import Shards, TarImages, ZipImages
-from data.hub import hugging_face
-from data.lmdb_images import LmdbImages
-from data.sources import FileList, ImageFolder, Source
+from data.sources.archives import Shards, TarImages, ZipImages
+from data.sources.files import FileList, ImageFolder, Source
+from data.sources.hub import hugging_face
+from data.sources.lmdb_images import LmdbImages
 
 
 def open_images(*, root: str) -> Source:

@@ -9,17 +9,17 @@ import torch
 from PIL import Image
 
 from data.augmentation import Augmentation
-from data.components import COLUMNS, ComponentFile, Components, read
+from data.columns.components import COLUMNS, ComponentFile, Components, read
 from data.faces import FaceDataset
-from data.opening import open_images
 from data.order import draws, image_at
 from data.pairs import targets_of
-from data.prepare.files import write_csv
-from data.sources import Choices, ImageFolder
+from data.prepare.jobs.files import write_csv
+from data.sources.files import Choices, ImageFolder
+from data.sources.opening import open_images
 from models.components import mirrored
+from tests.data.columns.test_codes import Bytes
 from tests.data.conftest import textured
-from tests.data.test_archives import make
-from tests.data.test_codes import Bytes
+from tests.data.sources.test_archives import make
 from tests.data.test_module import face_data
 
 SIDE, SIZE = 32, 16

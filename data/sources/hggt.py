@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from data.sources import Choices, Files, existing, first_few
+from data.sources.files import Choices, Files, existing, first_few
 
 IMAGES = {"original": ".png", "01": "_01.png", "02": "_02.png", "03": "_03.png", "04": "_04.png"}  # folder -> end of its names
 ANNOTATORS = {"A": ".json", "B": ".json", "C": ".json"}

@@ -7,11 +7,11 @@ import pytest
 from PIL import Image
 
 from data.augmentation import Augmentation
-from data.codes import CodeFile, Codes, checksum, read
+from data.columns.codes import CodeFile, Codes, checksum, read
+from data.columns.names import lacking, rows_of
 from data.faces import FaceDataset, center_crop
-from data.names import lacking, rows_of
 from data.pairs import targets_of
-from data.sources import FileList, ImageFolder
+from data.sources.files import FileList, ImageFolder
 from tests.data.conftest import textured
 
 SIZE = 16

@@ -14,13 +14,13 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
 
-import data.hub
+import data.sources.hub
 from data.augmentation import Augmentation
 from data.faces import FaceDataset, FixedFaces
-from data.hub import ArrowImages, FileImages, ParquetImages, hugging_face
-from data.opening import open_images
 from data.order import PositionSampler
-from data.sources import Blocked, Part, Source
+from data.sources.files import Blocked, Part, Source
+from data.sources.hub import ArrowImages, FileImages, ParquetImages, hugging_face
+from data.sources.opening import open_images
 
 OPTIONS = {"subset": None, "split": "train", "column": "image", "revision": None, "groups_mixed": 1}
 
@@ -193,7 +193,7 @@ def test_the_fixed_set_streams_too(server, shade):
 
 def test_a_server_that_fails_for_a_while(server, monkeypatch):
     pauses = []
-    monkeypatch.setattr(data.hub.time, "sleep", pauses.append)
+    monkeypatch.setattr(data.sources.hub.time, "sleep", pauses.append)
     source = ParquetImages(files=addresses(server), column="image", groups_mixed=1)
     server.failures = 2
     assert source.read(0) == PICTURES[0]

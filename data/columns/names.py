@@ -5,7 +5,7 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
-from data.sources import Named, Source, first_few
+from data.sources.files import Named, Source, first_few
 
 
 def paths_of(source: Source) -> list[str] | None:

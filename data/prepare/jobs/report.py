@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from data.images import UnreadableImage
-from data.prepare.files import encode, read_photo
+from data.prepare.jobs.files import encode, read_photo
 
 THUMBNAIL_PX = 128
 BARS, BAR_WIDTH, CHART_HEIGHT = 40, 8, 80  # of a histogram, in pixels

@@ -14,14 +14,14 @@ from PIL import Image
 
 from data.augmentation import Augmentation
 from data.faces import FaceDataset
-from data.hggt import Groups, majority
 from data.images import UnreadableImage
 from data.order import image_at
+from data.sources.hggt import Groups, majority
 from losses.weighted import Loss
 from tests.toy import TINY_NETWORK, TINY_RUN
 from train.runs.curves import read_rows
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 WORDS = {"P": "Positive", "S": "Similar", "N": "Negative"}
 VOTES = {  # group -> what A, B and C call 01, 02, 03 and 04
     "a": "PPN NNP PSN SSS",  # P N S S
@@ -322,7 +322,7 @@ RUN += [
     *TINY_NETWORK,
     *TINY_RUN,
     "validation.lpips=null",
-    "+loss.terms.away={_target_: tests.data.test_hggt.Away, weight: 0.1}",
+    "+loss.terms.away={_target_: tests.data.sources.test_hggt.Away, weight: 0.1}",
 ]
 GAN = "+loss.terms.gan={_target_: losses.adversarial.Adversarial, weight: 0.1, kind: vanilla, of: image, adaptive_at: null}"
 ADVERSARY = ["task=adversarial", "adversary=unet_sn", "adversary.discriminators.image.network.num_feat=4", GAN]

@@ -7,9 +7,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from data.codes import checksum
-from data.names import places_of
-from data.sources import Source, existing
+from data.columns.codes import checksum
+from data.columns.names import places_of
+from data.sources.files import Source, existing
 
 INDEX = "latents.json"
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from data.demo import TRAINING, BundledPhotographs
 from data.images import decode
-from data.sources import ImageFolder, Part, Source
+from data.sources.bundled import TRAINING, BundledPhotographs
+from data.sources.files import ImageFolder, Part, Source
 
 
 def test_folder_is_sorted_by_relative_path_and_knows_images(tmp_path):
@@ -58,6 +58,6 @@ def test_bundled_photographs():
 def test_bundled_errors(monkeypatch, tmp_path):
     with pytest.raises(ValueError, match="faces is none of the bundled sets: give one of training, portrait"):
         BundledPhotographs(root="faces")  # type: ignore[arg-type]
-    monkeypatch.setattr("data.demo.bundled_folder", lambda: tmp_path)
+    monkeypatch.setattr("data.sources.bundled.bundled_folder", lambda: tmp_path)
     with pytest.raises(ValueError, match=r"astronaut\.png not found in .*: reinstall scikit-image"):
         BundledPhotographs(root="portrait")

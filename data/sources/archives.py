@@ -15,7 +15,7 @@ from pathlib import Path
 
 from isal import isal_zlib
 
-from data.sources import SUFFIXES, existing, first_few, is_image
+from data.sources.files import SUFFIXES, existing, first_few, is_image
 
 LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip's member: signature, length of its name, length of the extra field
 

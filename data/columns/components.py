@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.columns.names import lacking, paths_of, rows_of
+from data.columns.pickles import load
 from data.duplicates import perceptual_hash
 from data.images import UnreadableImage, decode
-from data.names import lacking, paths_of, rows_of
-from data.pickles import load
-from data.sources import Source, existing, first_few
+from data.sources.files import Source, existing, first_few
 
 PARTS = ("left_eye", "right_eye", "mouth")  # left and right in the picture
 COLUMNS = ("path", "side_px", *(f"{part}_{what}" for part in PARTS for what in ("x", "y", "half")))

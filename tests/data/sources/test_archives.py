@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
-from data.archives import Shards, TarImages, ZipImages, expand_braces, sample_of
-from data.lmdb_images import LmdbImages
-from data.opening import open_images
-from data.sources import FileList, ImageFolder, Named, Part, Source
+from data.sources.archives import Shards, TarImages, ZipImages, expand_braces, sample_of
+from data.sources.files import FileList, ImageFolder, Named, Part, Source
+from data.sources.lmdb_images import LmdbImages
+from data.sources.opening import open_images
 
 
 def write_tar(path, files):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import lmdb
 
-from data.sources import existing
+from data.sources.files import existing
 
 _opened: dict[str, tuple[int, lmdb.Environment]] = {}  # path -> the process that opened it, and what it opened
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from pydantic import TypeAdapter, ValidationError
 
-from data.prepare.work import Stopped
+from data.prepare.jobs.work import Stopped
 
 Command = Callable[..., int]
 PROGRAM = "python -m data.prepare"

@@ -186,7 +186,7 @@ class Choices:
 
 @runtime_checkable
 class Graded(Source, Protocol):
-    """A source of photos that brings targets, and negatives where these are wanted (data/hggt.py)."""
+    """A source of photos that brings targets, and negatives where these are wanted (data/sources/hggt.py)."""
 
     targets: Choices  # at least one for each photo
     negatives: Choices | None
