@@ -123,7 +123,7 @@ class Ours:
         self.device = device
 
     def loss(self, hq: Tensor, lq: Tensor) -> Tensor:
-        from train.tasks.control import SampleDraws
+        from train.tasks.draws import SampleDraws
 
         given = self.diffusion.examples(hq, lq, SampleDraws(0, range(len(hq))), *self.moments)
         return F.mse_loss(self.diffusion.predict(self.network, given), given.target)
@@ -142,7 +142,7 @@ class Theirs(Ours):
 
     def loss(self, hq: Tensor, lq: Tensor) -> Tensor:
         from models.diffusion.stable_diffusion import tokens_of
-        from train.tasks.control import SampleDraws
+        from train.tasks.draws import SampleDraws
 
         backbone, draws = self.diffusion.backbone, SampleDraws(0, range(len(hq)))
         with torch.no_grad():

@@ -28,9 +28,9 @@ from train.jobs.cli import compose
 from train.jobs.config import plain
 from train.runs.building import build, quieten
 from train.tasks.adversarial import AdversarialTask
+from train.tasks.calling import outputs
 from train.tasks.discriminators import Adversary
 from train.tasks.state import resume_at
-from train.tasks.task import outputs
 from train.tasks.validation import Validation
 
 Outputs = dict[str, Tensor]

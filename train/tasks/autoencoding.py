@@ -12,9 +12,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from data.batch import Batch
 from losses.weighted import LossSet
 from train.tasks.adversarial import AdversarialTask
+from train.tasks.calling import outputs
 from train.tasks.codebook import CodebookUse
 from train.tasks.discriminators import Adversary
-from train.tasks.task import Decay, outputs
+from train.tasks.task import Decay
 from train.tasks.validation import Validation
 
 

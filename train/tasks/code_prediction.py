@@ -16,9 +16,10 @@ from losses.frozen import Frozen
 from losses.weighted import LossSet
 from models.files import official
 from train.tasks.adversarial import AdversarialTask
+from train.tasks.calling import outputs
 from train.tasks.discriminators import Adversary
 from train.tasks.regression import RegressionTask
-from train.tasks.task import Decay, RestorationTask, outputs
+from train.tasks.task import Decay, RestorationTask
 from train.tasks.validation import Validation
 
 Fidelity = Annotated[float, Ge(0)]

@@ -2,11 +2,10 @@
 
 import hashlib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Annotated, Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 from annotated_types import Ge, Interval
 from torch import Tensor, nn
@@ -16,8 +15,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from data.batch import Batch
 from losses.weighted import LossSet
 from models.files import official
+from train.tasks.calling import outputs
+from train.tasks.draws import SampleDraws
 from train.tasks.regression import RegressionTask
-from train.tasks.task import Decay, outputs
+from train.tasks.task import Decay
 from train.tasks.validation import Validation, check_scale
 
 Precision = (
@@ -64,25 +65,6 @@ class FirstStage(nn.Module):
         if not made.isfinite().all():
             raise ValueError(f"a restoration of stage1={self.path} is not finite: check its weights, or take a wider precision")
         return made
-
-
-class SampleDraws:
-    """Random numbers of each sample by itself, so that they are the same in whichever batch and rank it comes.
-
-    Args: positions: of the samples of a batch.
-    """
-
-    def __init__(self, seed: int, positions: Sequence[int]) -> None:
-        self.generators = [np.random.default_rng([seed, position]) for position in positions]
-
-    def timesteps(self, count: int) -> Tensor:
-        """(b,) int64, each of 0 .. count - 1 as likely as any other."""
-        return torch.tensor([generator.integers(count) for generator in self.generators])
-
-    def __call__(self, like: Tensor) -> Tensor:
-        """Unit noise in the shape of a batch, (b, c, h, w)."""
-        noise = [generator.standard_normal(like.shape[1:], np.float32) for generator in self.generators]
-        return torch.from_numpy(np.stack(noise)).to(like)
 
 
 class Examples(NamedTuple):

@@ -1,13 +1,11 @@
 """What every training task shares: the network, its EMA, validation, and how terms are logged."""
 
 import inspect
-import os
 from collections.abc import Callable
 from pydoc import locate
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import lightning as L
-import numpy as np
 import torch
 from annotated_types import Interval
 from torch import Tensor, nn
@@ -16,10 +14,11 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from data.batch import Batch
 from losses.weighted import LossSet, Terms, grad_norms
-from train import ranks
+from train.tasks import state
+from train.tasks.calling import check_arguments, named_outputs, outputs
+from train.tasks.draws import Draws
 from train.tasks.ema import EMA
 from train.tasks.sharding import shard
-from train.tasks.state import resume_at, rng_state, set_rng_state
 from train.tasks.validation import Validation, check_scale
 
 # Keys of data for what was made of images before, which only some tasks train on.
@@ -65,10 +64,7 @@ class RestorationTask(L.LightningModule):
         self.network, self.loss, self.validation = network, loss, validation
         self.make_optimizer, self.make_schedule = optimizer, schedule
         self.ema = EMA(network, ema_decay) if ema_decay is not None else None
-        self.random_depths: list[Any] = [m for m in network.modules() if hasattr(m, "uniform")]  # models.swinir.StochasticDepth
-        self.noisy: list[Any] = [  # models.stylegan2.Generator, losses.adversarial.PathLength
-            m for m in (*network.modules(), *loss.modules()) if hasattr(m, "sample_seeds")
-        ]
+        self.draws = Draws([*network.modules(), *loss.modules()])
         self.validated_step = -1  # the update of the last validation, and metric -> value of it
         self.validated: dict[str, float] = {}
         self.positions: list[int] = []  # of the samples of the batch at hand
@@ -146,21 +142,7 @@ class RestorationTask(L.LightningModule):
         self._row_after = self.trainer.global_step
 
     def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
-        """What is drawn in an update follows from (seed, sample position): the same after any restart and on any rank."""
-        seed = self.config["seed"]
-        batch_seed = int(np.random.SeedSequence([seed, self.positions[0]]).generate_state(1)[0])
-        torch.default_generator.manual_seed(
-            batch_seed
-        )  # torch.manual_seed would prepare each kind of device, at 0.1 ms and more
-        if self.device.type != "cpu":
-            torch.get_device_module(self.device).manual_seed(batch_seed)
-        if self.random_depths:
-            count = len(self.random_depths)
-            draws = np.stack([np.random.default_rng([seed, p]).random(count, np.float32) for p in self.positions])
-            for depth, uniform in zip(self.random_depths, torch.from_numpy(draws).to(self.device).T, strict=True):
-                depth.uniform = uniform
-        for each in self.noisy:
-            each.sample_seeds = [int(np.random.SeedSequence([seed, p, 1]).generate_state(1)[0]) for p in self.positions]
+        self.draws.begin(self.config["seed"], self.positions, self.device)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
@@ -247,54 +229,7 @@ class RestorationTask(L.LightningModule):
             self.trainer.should_stop = True  # so that Lightning validates after the last update too
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what Lightning leaves out; its counts of batches go, for they depend on the number of ranks."""
-        del checkpoint["loops"]
-        state = {"rng": rng_state(), "unreadable": self.unreadable}
-        checkpoint |= {
-            "config": self.config,
-            "effective_batch": self.effective_batch,
-            "slurm_job": os.environ.get("SLURM_JOB_ID"),
-            "validated": {"step": self.validated_step, "metrics": self.validated},
-            "ranks": ranks.gather(state),
-            "run_ids": {
-                type(each).__name__: run_id for each in self.trainer.loggers if (run_id := getattr(each, "run_id", None))
-            },
-        }
+        state.save(self, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        resume_at(self.trainer, checkpoint["global_step"])
-        self.validated_step, self.validated = checkpoint["validated"]["step"], checkpoint["validated"]["metrics"]
-        if len(checkpoint["ranks"]) == self.trainer.world_size:
-            state = checkpoint["ranks"][self.trainer.global_rank]
-            set_rng_state(state["rng"])
-            self.unreadable = state["unreadable"]
-
-
-def check_arguments(network: nn.Module, given: frozenset[str], inputs: int = 1) -> None:
-    """Raises ValueError where a network's forward needs other tensors or keyword arguments than the task gives it."""
-    parameters = inspect.signature(network.forward).parameters.values()
-    tensors = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty]
-    if len(tensors) > inputs:
-        raise ValueError(
-            f"{type(network).__name__} needs {', '.join(tensors)}, which this task does not give it: IRControlNet is trained "
-            "with task=control"
-        )
-    named = {p.name: p.default is p.empty for p in parameters if p.kind is p.KEYWORD_ONLY}
-    if lacking := [name for name, needed in named.items() if needed and name not in given]:
-        raise ValueError(
-            f"{type(network).__name__} needs {', '.join(lacking)}, which this task does not give it: CodeFormer is trained "
-            "with task=codes or task=controllable"
-        )
-    if odd := sorted(given - named.keys()):
-        raise ValueError(f"{type(network).__name__} takes no {', '.join(odd)}: this task is for network=codeformer")
-
-
-def outputs(made: Any) -> dict[str, Any]:
-    """What a network returned, by name: an image is `restored`, a NamedTuple says its names itself (one is `restored`)."""
-    named = {"restored": made} if isinstance(made, Tensor) else made._asdict()
-    return {name: value for name, value in named.items() if value is not None}
-
-
-def named_outputs(network: nn.Module) -> frozenset[str]:
-    """The names of `outputs`, as the annotation of the network's forward has them."""
-    return frozenset(getattr(get_type_hints(type(network).forward).get("return"), "_fields", ()))
+        state.load(self, checkpoint)

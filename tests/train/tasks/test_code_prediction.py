@@ -18,9 +18,9 @@ from train.jobs import stages
 from train.jobs.cli import compose
 from train.runs.building import build
 from train.runs.curves import read_rows
+from train.tasks.calling import check_arguments
 from train.tasks.code_prediction import CodePredictionTask, Codes, Phase
 from train.tasks.codebook import CodebookUse, perplexity
-from train.tasks.task import check_arguments
 
 Command = Callable[..., tuple[int, str]]
 

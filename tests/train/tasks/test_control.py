@@ -34,7 +34,8 @@ from train.jobs.cli import compose
 from train.jobs.config import check
 from train.runs.building import build
 from train.runs.curves import read_rows
-from train.tasks.control import ControlTask, Diffusion, FirstStage, SampleDraws
+from train.tasks.control import ControlTask, Diffusion, FirstStage
+from train.tasks.draws import SampleDraws
 
 Command = Callable[..., tuple[int, str]]
 
