@@ -10,9 +10,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one of as many processes as there are
 
 # A process takes a whole file at a time (--dist loadfile): the longest come first, so that none is left with one at the end.
 LONGEST = [
-    *("train/test_kill.py", "parity/test_parity.py", "conf/test_recipes.py", "train/test_codes.py", "train/test_run.py"),
-    *("train/test_gfpgan.py", "train/test_control.py", "test_restore_diffbir.py"),
-    *("test_cli.py", "test_docs.py", "train/test_preflight.py", "train/test_sweep.py", "data/prepare/test_prepare_resize.py"),
+    *("parity/test_parity.py", "conf/test_recipes.py", "train/jobs/test_sweep.py", "train/runs/test_times.py"),
+    *("train/runs/test_run.py", "train/tasks/test_control.py", "train/tasks/test_code_prediction.py"),
+    *("train/tasks/test_gfpgan.py", "train/jobs/test_cli.py", "conf/test_mistakes.py", "train/runs/test_preflight.py"),
+    *("train/tasks/test_control_latents.py", "test_contributing.py", "degradations/test_batched.py", "models/test_swinir.py"),
 ]
 
 

@@ -8,10 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.toy import ROOT
 from tests.train.runs.kills import finished
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_page_on_runs(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "runs.md").read_text()
     blocks = re.findall(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)

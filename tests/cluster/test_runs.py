@@ -13,7 +13,7 @@ import torch
 from tests.cluster.slurm import Cluster
 from tests.toy import ROOT, TINY_DATA, TINY_NETWORK, TINY_RUN, train, write_photographs
 
-pytestmark = pytest.mark.cluster
+pytestmark = pytest.mark.slow
 LAUNCHER = ["hydra/launcher=slurm", "hydra.launcher.poll_s=0.5"]
 
 

@@ -3,6 +3,7 @@
 import os
 import pickle
 import signal
+import threading
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -16,6 +17,7 @@ from hydra.utils import instantiate
 from lightning import LightningModule, Trainer
 from PIL import Image
 from threadpoolctl import threadpool_info
+from torch.utils.data import DataLoader, TensorDataset
 
 from data.augmentation import Augmentation
 from data.images import UnreadableImage
@@ -411,3 +413,12 @@ def test_demo_config():
     validation = list(data.val_dataloader())
     assert len(validation) == 8
     assert validation[0]["lq"].shape == (1, 3, 256, 256)
+
+
+def test_a_worker_outlives_the_thread_that_started_it():
+    loader = DataLoader(TensorDataset(torch.arange(8)), num_workers=1, worker_init_fn=one_thread)
+    begun = []
+    thread = threading.Thread(target=lambda: begun.append(iter(loader)))
+    thread.start()
+    thread.join()
+    assert [int(each) for [each] in begun[0]] == [*range(8)]

@@ -110,14 +110,34 @@ def alive(pid):
         return False
 
 
-def test_stopped_and_killed_work_goes_on(prepare, tmp_path):
-    root, out = tmp_path / "images", tmp_path / "small"
-    count = 60
-    for seed in range(count):
-        write(root / f"{seed:03}.png", textured(700, 700, seed))
-    record = out / ".resize" / "1-of-1.jsonl"
-    arguments = ("resize", f"root={root}", f"out={out}", "size=350", "workers=1")
+@pytest.fixture
+def photographs(tmp_path):
+    """60 of them, which take one worker about two seconds."""
+    for seed in range(60):
+        write(tmp_path / "images" / f"{seed:03}.png", textured(700, 700, seed))
+    return tmp_path / "images"
 
+
+def halving(root, out):
+    """Arguments, and the file with a line for each image that is done."""
+    return ("resize", f"root={root}", f"out={out}", "size=350", "workers=1"), out / ".resize" / "1-of-1.jsonl"
+
+
+def goes_on(prepare, out, arguments, record):
+    """To the end, from where it was, and nothing is done twice."""
+    code, text = prepare(*arguments)
+    assert code == 0
+    assert 5 <= int(text.partition(" of 60 files were done before")[0].rpartition(" ")[2]) < 60
+    assert len(record.read_bytes().splitlines()) == 1 + 60
+    expected = Image.fromarray(textured(700, 700, 59)).resize((350, 350), Image.Resampling.LANCZOS)
+    assert len(pngs(out)) == 60
+    np.testing.assert_array_equal(cv2.imread(str(out / "059.png"))[..., ::-1], np.asarray(expected))
+
+
+@pytest.mark.slow
+def test_killed_work_leaves_no_process_and_goes_on(prepare, tmp_path, photographs):
+    out = tmp_path / "small"
+    arguments, record = halving(photographs, out)
     command = [sys.executable, "-m", "data.prepare", *arguments]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as running:
         wait_for_lines(record, 5, running)
@@ -128,6 +148,12 @@ def test_stopped_and_killed_work_goes_on(prepare, tmp_path):
     while any(map(alive, helpers)):
         assert time.monotonic() < deadline, "workers outlive their parent"
         time.sleep(0.01)
+    goes_on(prepare, out, arguments, record)
+
+
+def test_stopped_work_goes_on(prepare, tmp_path, photographs):
+    out = tmp_path / "small"
+    arguments, record = halving(photographs, out)
 
     def stop():
         wait_for_lines(record, 5)
@@ -139,15 +165,7 @@ def test_stopped_and_killed_work_goes_on(prepare, tmp_path):
     stopper.join()
     assert code == 75
     assert "stopped by SIGTERM: the same command goes on from here" in text
-
-    code, text = prepare(*arguments)
-    assert code == 0
-    done_before = int(text.partition(f" of {count} files were done before")[0].rpartition(" ")[2])
-    assert 10 <= done_before < count
-    assert len(record.read_bytes().splitlines()) == 1 + count  # nothing was done twice
-    expected = Image.fromarray(textured(700, 700, 59)).resize((350, 350), Image.Resampling.LANCZOS)
-    assert len(pngs(out)) == count
-    np.testing.assert_array_equal(cv2.imread(str(out / "059.png"))[..., ::-1], np.asarray(expected))
+    goes_on(prepare, out, arguments, record)
 
 
 class Killer:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from models.files import official
+from tests import warm
 from tests.toy import ROOT, TINY_DATA, TINY_NETWORK, TINY_RUN, train, write_photographs
 
 Cli = Callable[..., tuple[int, str]]
@@ -42,7 +43,7 @@ def test_two_ranks_train_as_one(tmp_path: Path, cli: Cli) -> None:
     """Two gloo processes at batch 1 and one at batch 2: the same samples, so the same weights to rounding."""
     common = ["experiment=demo", "data=folder", *SMALL, f"data.root={write_photographs(tmp_path / 'photographs')}"]
     ranks = ["trainer.devices=2", "trainer.strategy=ddp", "data.batch_size=1", "name=two"]
-    two = train(*common, *ranks, cwd=tmp_path, OMP_NUM_THREADS="1")
+    two = warm.train(*common, *ranks, cwd=tmp_path)
     assert two.returncode == 0, two.stderr
     assert "effective batch 2 = 1 a device x 2 devices x 1 accumulated" in two.stdout
     code, printed = cli(*common, "name=one")

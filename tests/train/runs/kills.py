@@ -1,14 +1,9 @@
 """Runs that are killed and started again, and what they leave compared with a run that was left alone.
 
-Importing torch and Lightning takes a process 8 s, and a run of two ranks has three of them. So most attempts are warm: forked,
-as their ranks are, from a server that has imported those and nothing of ours. A cold one is `python train.py …`.
+Most attempts are warm, as tests/warm.py starts them. A cold one is `python train.py …`.
 """
 
-import atexit
 import contextlib
-import multiprocessing
-import multiprocessing.context
-import multiprocessing.forkserver
 import os
 import random
 import signal
@@ -17,15 +12,15 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
+from tests import warm
 from tests.toy import ROOT, TINY_DATA, TINY_NETWORK, TINY_RUN
 from tests.train.runs import victim
 from tests.train.runs.victim import KINDS, ON_ANY_RANK, PHASES, Moment
@@ -46,9 +41,6 @@ ADVERSARIAL = [
     "+adversary.discriminators.image.loss.terms.r1={_target_: losses.adversarial.R1, weight: 1.0, every_n_steps: 4}",
     "loss.terms.charbonnier.weight={_target_: losses.weighted.Scheduled, value: 1.0, ramp_steps: 5}",
 ]
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
-PRELOADED = ["torch", "lightning", "torchmetrics", "torchvision", "hydra", "tensorboard", "matplotlib.pyplot", "cv2", "scipy"]
-PRELOADED += ["pydantic", "lightning.pytorch.loggers", "torch.utils.tensorboard"]
 
 
 @dataclass(frozen=True)
@@ -74,108 +66,14 @@ class Variant:
 VARIANTS = (Variant(1, 0, 1, False), Variant(1, 2, 2, True), Variant(2, 0, 1, True), Variant(2, 2, 2, False))
 
 
-class ForkedRank:
-    """What train/jobs/launch.py needs of subprocess.Popen: a fork of the launching process, which has imported everything."""
-
-    def __init__(self, command: list[str], *, env: dict[str, str], start_new_session: bool) -> None:
-        assert start_new_session
-        self.returncode: int | None = None
-        self.pid = os.fork()
-        if self.pid == 0:
-            code = 70
-            try:
-                for signum in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-                    signal.signal(signum, signal.SIG_DFL)
-                signal.signal(signal.SIGINT, signal.default_int_handler)
-                atexit._clear()  # what the launching process has to do, such as removing its temporary folder
-                os.setsid()
-                os.environ.clear()
-                os.environ.update(env)
-                code = _main(command[1:])
-            finally:
-                os._exit(code)
-
-    def poll(self) -> int | None:
-        if self.returncode is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
-        return self.returncode
-
-    def wait(self) -> None:
-        while self.poll() is None:
-            time.sleep(0.01)
-
-    def send_signal(self, signum: int) -> None:
-        if self.poll() is None:
-            os.kill(self.pid, signum)
-
-    def kill(self) -> None:
-        self.send_signal(signal.SIGKILL)
-
-
-def _main(argv: list[str]) -> int:
-    """train.py in this process: its exit code."""
-    from train.jobs.cli import main
-
-    sys.argv = argv
-    try:
-        main()
-        code = 0
-    except SystemExit as ended:
-        code = ended.code if isinstance(ended.code, int) else int(bool(ended.code))
-    atexit._run_exitfuncs()  # a fork ends without; W&B writes what is left there
-    sys.stdout.flush()
-    sys.stderr.flush()
-    return code
-
-
-def _become_train_py(
-    cwd: Path,
-    argv: list[str],
-    environment: dict[str, str],
-    moment: Moment | None,
-    record: Path | None,
-    poison: tuple[int, int] | None,
-) -> None:
-    """In a fresh fork of the server."""
-    import train.jobs.launch
-    import train.runs.loggers
-    import train.runs.run
-
-    os.environ.update(environment)
-    os.setsid()
-    os.chdir(cwd)
-    log = os.open("log", os.O_WRONLY | os.O_APPEND)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    multiprocessing.set_start_method("fork", force=True)  # of the data workers: else they would come from the server too
-    train.jobs.launch.subprocess = SimpleNamespace(Popen=ForkedRank)  # type: ignore[attr-defined]
-    # curves.png takes longer than all updates; what it shows is in metrics.csv
-    for module in (train.runs.loggers, train.runs.run):
-        module.draw_curves = lambda *_: None  # type: ignore[attr-defined, assignment]
+def _prepare(moment: Moment | None, record: Path | None, poison: tuple[int, int] | None) -> None:
+    """In the process that is about to become train.py."""
     if record:
         victim.record(record)
     if poison:
         victim.poison(*poison)
     if moment:
         victim.arm(moment, Path("struck.jsonl"))
-    sys.exit(_main([str(ROOT / "train.py"), *argv]))
-
-
-@cache
-def _server() -> multiprocessing.context.ForkServerContext:
-    """Its environment is that of all warm runs, so one that other tests started is stopped first."""
-    multiprocessing.forkserver._forkserver._stop()  # type: ignore[attr-defined]
-    multiprocessing.set_forkserver_preload(PRELOADED)
-    before = os.environ.copy()
-    os.environ.pop("WANDB_SERVICE", None)  # of this process: it would outlive the runs, and hold their ids
-    os.environ.update(ENVIRONMENT)
-    try:
-        multiprocessing.forkserver.ensure_running()
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-    return multiprocessing.get_context("forkserver")
 
 
 class Attempt:
@@ -203,13 +101,16 @@ class Attempt:
         self._struck_before = len(victim.lines(cwd / "struck.jsonl"))
         self.process: Any
         if cold:
-            command, whole = [sys.executable, str(ROOT / "train.py"), *argv], os.environ | ENVIRONMENT | (environment or {})
+            command, whole = (
+                [sys.executable, str(ROOT / "train.py"), *argv],
+                os.environ | warm.ENVIRONMENT | (environment or {}),
+            )
             with self.log.open("ab") as file:
                 self.process = subprocess.Popen(command, cwd=cwd, env=whole, stdout=file, stderr=file, start_new_session=True)
         else:
-            arguments = (cwd, argv, environment or {}, moment, record, poison)
-            self.process = _server().Process(target=_become_train_py, args=arguments)
-            self.process.start()
+            before = partial(_prepare, moment, record, poison)
+            files = {"stdout": self.log, "stderr": self.log}
+            self.process = warm.start(argv, cwd=cwd, **files, environment=environment or {}, before=before)
 
     @property
     def printed(self) -> str:

@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -13,9 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
 
-from data.module import one_thread
 from data.order import image_at
 from tests.toy import ROOT, write_photographs
 from tests.train.runs.kills import (
@@ -36,6 +33,7 @@ from tests.train.runs.victim import KINDS, Moment, lines
 from train.runs.curves import read_rows
 from train.runs.pictures import PICTURE
 
+pytestmark = pytest.mark.slow
 ONE, TWO = VARIANTS[0], VARIANTS[2]
 SEED = 0  # of the moments: another one is another test that must pass
 KILLS: list[list[str]] = []  # kinds of those that happened, a list for each run; the first three tests make 8 runs
@@ -163,15 +161,6 @@ next(iter(DataLoader([0], num_workers=1, worker_init_fn=init)))
 """
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path).returncode == -signal.SIGKILL
     assert wait_until_gone(tmp_path) < 5
-
-
-def test_a_data_worker_outlives_the_thread_that_started_it() -> None:
-    loader: Any = DataLoader(TensorDataset(torch.arange(8)), num_workers=1, worker_init_fn=one_thread)
-    begun: list[Any] = []
-    thread = threading.Thread(target=lambda: begun.append(iter(loader)))
-    thread.start()
-    thread.join()
-    assert [int(each) for [each] in begun[0]] == [*range(8)]
 
 
 def test_wandb_shows_one_curve(photographs: Path, tmp_path: Path) -> None:

@@ -235,6 +235,7 @@ def test_wandb_is_filled_up_where_its_file_was_not_written(offline: Path, size: 
     assert_whole(offline, 15)
 
 
+@pytest.mark.slow
 def test_nothing_is_lost_or_doubled_after_a_sigkill(offline: Path) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"}  # W&B's process dies too
     environment["PYTHONPATH"] = str(REPOSITORY)

@@ -343,6 +343,7 @@ STAGE1 += ["trainer.max_steps=8", "trainer.val_check_interval=4", "checkpoint.ev
 MOMENTS = [Moment("save", 2), Moment("discriminators", 4, rank=1), Moment("optimizer", 5)]
 
 
+@pytest.mark.slow
 def test_stage_one_on_two_ranks_killed_again_and_again_equals_not_killed(tmp_path: Path) -> None:
     photographs = write_photographs(tmp_path / "photographs", size=32)
     own = [*arguments("stage1", photographs), *STAGE1, "data.batch_size=1", "trainer.devices=2", "trainer.strategy=ddp"]

@@ -484,6 +484,7 @@ def test_a_latent_that_is_not_finite_is_named(given: Path, monkeypatch: pytest.M
 MOMENTS = [Moment("save", 2), Moment("backward", 3, rank=1), Moment("validation", 4)]
 
 
+@pytest.mark.slow
 def test_two_ranks_killed_again_and_again_equal_not_killed(given: Path, tmp_path: Path) -> None:
     own = arguments(
         given, "data.batch_size=1", "trainer.devices=2", "trainer.strategy=ddp", "trainer.max_steps=5", "ema_decay=0.9"

@@ -223,6 +223,7 @@ KILLED += ["adversary.generator_start_step=1"]
 MOMENTS = [Moment("save", 2), Moment("discriminators", 4, rank=1), Moment("optimizer", 6)]
 
 
+@pytest.mark.slow
 def test_two_ranks_killed_again_and_again_equal_two_left_alone(given: Path, tmp_path: Path) -> None:
     """Across the end of the pyramid, whose layers then have no gradient; the path length's running mean goes on."""
     whole, _ = reference(tmp_path / "whole", full(given, *KILLED))
