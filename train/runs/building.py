@@ -130,7 +130,8 @@ def prepare(config: dict[str, Any], directory: Path, trainer: L.Trainer, step: i
     directory.mkdir(parents=True, exist_ok=True)
     file = directory / "config.yaml"
     if step == 0 and file.exists() and differing_keys(saved_config(directory), config):
-        (directory / "wandb_id").unlink(missing_ok=True)  # what another configuration sent before it failed is another run
+        for name in ("wandb_id", "wandb_sent"):  # what another configuration sent before it failed is another run
+            (directory / name).unlink(missing_ok=True)
     write_text(file, OmegaConf.to_yaml(OmegaConf.create(config)))
     (directory / "summary.json").unlink(missing_ok=True)  # of what is about to be done again, or of fewer updates
     loggers: Any = trainer.loggers  # train/runs/loggers.py

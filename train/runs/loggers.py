@@ -1,14 +1,14 @@
 """Loggers that go on where the attempt before was cut off: over all attempts at a run, every value stands once.
 
-An attempt may be killed at update M and go on from a checkpoint of N < M. Before it trains, `cut_after(N)` of each logger
-drops what stands after N (W&B, which can't, is not sent it again), and what stands at N itself is not logged twice.
+An attempt may be killed at update M, and the next one goes on from a checkpoint of N < M. Before it trains, `cut_after(N)` of
+each logger drops what stands after N (W&B can't, and is not sent it again), and what stands at N itself is not logged twice.
 """
 
 import csv
 import io
-import os
+import json
 import secrets
-import struct
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from train.runs.curves import draw_curves, read_columns, read_rows
 from train.runs.pictures import PICTURE, picture_path
+from train.runs.rundir import write_bytes, write_text
 
 
 class Attempt:
@@ -84,18 +85,7 @@ class CsvLogger(Attempt, Logger):
         writer = csv.DictWriter(text, self.columns, restval="")
         writer.writeheader()
         writer.writerows(rows)
-        _replace(self.path, text.getvalue().encode())
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Whatever happens meanwhile, `path` is the whole old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name("writing.tmp")  # TensorBoard reads whatever has tfevents in its name
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+        write_text(self.path, text.getvalue())
 
 
 class TensorBoard(Attempt, TensorBoardLogger):
@@ -141,15 +131,19 @@ class TensorBoard(Attempt, TensorBoardLogger):
             content = io.BytesIO()
             for record in kept:
                 RecordWriter(content).write(record)
-            _replace(path, content.getvalue())
+            write_bytes(path, content.getvalue())
         self.start, self.standing = step, frozenset(standing)
 
 
 class Wandb(WandbLogger):
-    """One W&B run for all attempts, its step our update. What was sent can't be taken back, so it is not sent again.
+    """One W&B run for all attempts, whose step is our update. What was sent can't be taken back, so it is not sent again.
 
-    A killed attempt loses what W&B had not yet written (offline 32 KiB or some seconds, online what was not yet uploaded).
-    The next one asks the server, or reads the offline files, for the last step that arrived, and fills up from metrics.csv.
+    W&B writes its offline files from a process of its own, some seconds or 32 KiB late, and nothing in its API says how far it
+    has come before that process has ended. So an attempt counts as a whole or not at all: `wandb_sent` in the run's folder notes its
+    offline folder before its first value, and its last step after W&B has closed that folder. A folder that a killed attempt
+    left open is renamed to `killed-…`, which `wandb sync` passes over, and its values are sent anew from metrics.csv,
+    times.csv and samples/. (What was synced from it by hand before that comes twice.) Online, the server says which step
+    arrived last.
     """
 
     def __init__(self, *, save_dir: str, project: str, name: str) -> None:
@@ -167,7 +161,8 @@ class Wandb(WandbLogger):
 
     @run_id.setter
     def run_id(self, value: str) -> None:
-        _replace(self.folder / "wandb_id", value.encode())
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_text(self.folder / "wandb_id", value)
 
     @property
     @rank_zero_experiment
@@ -180,22 +175,43 @@ class Wandb(WandbLogger):
                 wandb.finish()  # an earlier run in this process, such as a job of a sweep: init would return that one
             self.run_id = self.run_id or secrets.token_hex(5)
             self._id = self.run_id
+            self._set_aside_open_folder()
             self._experiment = wandb.init(
                 dir=self.save_dir, project=self._project, name=self._name, id=self._id, resume="allow"
             )
+            folder = Path(self._experiment.sync_dir).name if self._experiment.offline else None
+            self._note(self._noted()["step"], folder)
         return self._experiment
+
+    def _noted(self) -> dict[str, Any]:
+        """`step`: the last one of the attempts that were finished at W&B. `open`: the offline folder of one that was not, or
+        null."""
+        path = self.folder / "wandb_sent"
+        noted: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"step": -1, "open": None}
+        return noted
+
+    def _note(self, step: int, open_folder: str | None) -> None:
+        write_text(self.folder / "wandb_sent", json.dumps({"step": step, "open": open_folder}) + "\n")
+
+    def _set_aside_open_folder(self) -> None:
+        name = self._noted()["open"]
+        if name and (folder := self.folder / "wandb" / name).exists():
+            folder.rename(folder.with_name(f"killed-{name}"))
 
     @rank_zero_only
     def cut_after(self, step: int) -> None:
         """Finds out what arrived, and sends what did not of the updates that will not be done again."""
         run = self.experiment
-        files = (self.folder / "wandb").glob(f"*run-*/run-{self.run_id}.wandb")
-        self.arrived = max(map(_last_step, files), default=-1) if run.offline else run.starting_step - 1
-        for row in read_rows(self.folder / "metrics.csv"):
-            if self.arrived < (at := int(row["step"])) <= step:
-                self.log_metrics({key: float(value) for key, value in row.items() if value and key != "step"}, at)
-                if (picture := picture_path(self.folder, at)).exists():
-                    self.log_image(PICTURE, [str(picture)], at)
+        self.arrived = self._noted()["step"] if run.offline else run.starting_step - 1
+        rows: dict[int, dict[str, float]] = defaultdict(dict)
+        for file, prefix in (("metrics.csv", ""), ("times.csv", "time/")):
+            for row in read_rows(self.folder / file):
+                values = {f"{prefix}{key}": float(value) for key, value in row.items() if value and key != "step"}
+                rows[int(row["step"])] |= values
+        for at in sorted(at for at in rows if self.arrived < at <= step):
+            self.log_metrics(rows[at], at)
+            if (picture := picture_path(self.folder, at)).exists():
+                self.log_image(PICTURE, [str(picture)], at)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int) -> None:  # type: ignore[override] # Lightning gives it
@@ -203,7 +219,7 @@ class Wandb(WandbLogger):
         if step <= self.arrived:
             return
         if step != self._row_step:
-            self._send(commit=True)
+            self._send()
         self._row |= {key: value for key, value in metrics.items() if key != "epoch"}
         self._row_step = step
 
@@ -214,32 +230,30 @@ class Wandb(WandbLogger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """After a failure the row stays back: the next attempt may complete it, and has it from metrics.csv."""
-        if status == "success":
-            self._send(commit=False)  # a validation after the training may add to it
+        """Lightning calls it after the training, whose last row a validation may still complete, and after a failure, whose
+        last row the next attempt has from metrics.csv."""
+        if status != "success":
+            self._row = {}
+            self.close(exit_code=1)
 
-    def _send(self, commit: bool) -> None:
+    @rank_zero_only
+    def close(self, *, exit_code: int = 0) -> None:
+        """Sends the last row, finishes at W&B, and notes that everything up to it is written.
+
+        Args: exit_code: of the attempt; any but 0 makes it a failed one at W&B.
+        """
+        import wandb
+
+        if self._experiment is None:
+            return
+        self._send()
+        self._experiment.finish(exit_code)
+        wandb.teardown(exit_code)  # waits for the end of W&B's process: finish returns before an offline file is whole
+        self._note(self.arrived, None)
+        self._experiment = None
+
+    def _send(self) -> None:
         if self._row:
-            self.experiment.log(self._row, step=self._row_step, commit=commit)
+            self.experiment.log(self._row, step=self._row_step, commit=True)
+            self.arrived = self._row_step
         self._row = {}
-
-
-def _last_step(path: Path) -> int:
-    """The last step in a .wandb file, -1 if there is none. W&B writes LevelDB's log format behind 7 bytes of its own: blocks of
-    32 KiB of fragments, each with checksum, length and kind (1 a whole record, 2 to 4 its first, middle and last part)."""
-    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined] # made by protobuf
-
-    data, at, record, last = path.read_bytes(), 7, b"", -1
-    while at + 7 <= len(data):
-        if (left := 32768 - at % 32768) < 7:
-            at += left
-            continue
-        length, kind = struct.unpack_from("<HB", data, at + 4)
-        fragment = data[at + 7 : at + 7 + length]
-        if kind not in (1, 2, 3, 4) or len(fragment) < length:
-            break  # the end of a file whose writer was killed
-        at += 7 + length
-        record = fragment if kind in (1, 2) else record + fragment
-        if kind in (1, 4) and (parsed := Record.FromString(record)).HasField("history"):
-            last = parsed.history.step.num
-    return last

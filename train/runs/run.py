@@ -14,6 +14,7 @@ from train.ranks import say
 from train.runs.building import build, effective_batch, make_task, make_trainer, prepare, recorded
 from train.runs.checkpoint import load
 from train.runs.curves import draw_curves
+from train.runs.loggers import Wandb
 from train.runs.memory import out_of_memory_explained
 from train.runs.nonfinite import NonFiniteGuard
 from train.runs.preflight import preflight
@@ -70,6 +71,9 @@ def attempt(config: dict[str, Any], trainer: L.Trainer, directory: Path, back_to
     if task.validated_step != trainer.global_step:
         trainer.validate(task, datamodule=data, verbose=False)
     write_summary(task, trainer, directory)
+    for logger in trainer.loggers:
+        if isinstance(logger, Wandb):
+            logger.close()
 
 
 def go_back(config: dict[str, Any], directory: Path, error: Diverged) -> None:

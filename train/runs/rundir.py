@@ -21,16 +21,13 @@ MAY_DIFFER = (
     *("trainer.devices", "trainer.num_nodes", "trainer.accumulate_grad_batches", "data.batch_size"),
 )
 
-# Keys that runs from before them lack, and the value under which they do what these did: add yours, so that runs go on.
-CAME_LATER = {"data.condition_latents": None, "diffusion.noise_aug": 0}
-
 
 def differing_keys(before: dict[str, Any], now: dict[str, Any], may_differ: tuple[str, ...] = MAY_DIFFER) -> list[str]:
     """`key: old -> new` for every leaf that differs, but for those that may."""
     old, new = flatten(before), flatten(now)
     different = []
     for key in sorted(old.keys() | new.keys()):
-        was, is_now = (side.get(key, CAME_LATER.get(key, "absent")) for side in (old, new))
+        was, is_now = (side.get(key, "absent") for side in (old, new))
         if was != is_now and not any(key == name or key.startswith(f"{name}.") for name in may_differ):
             different.append(f"{key}: {was} -> {is_now}")
     return different
@@ -97,10 +94,15 @@ def set_aside(path: Path, suffix: str) -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
+    """As write_bytes."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
     """The file has its old or its new content, whatever happens in between."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w") as file:
-        file.write(text)
+    temporary = path.with_name(".writing.tmp")  # without the file's name: TensorBoard reads whatever has tfevents in its own
+    with temporary.open("wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
