@@ -8,15 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from models.files import official
 from tests.toy import ROOT, TINY_DATA, TINY_NETWORK, TINY_RUN, write_photographs
-from train.jobs.cli import compose
-from train.jobs.config import plain
 from train.runs.curves import read_rows
-from train.runs.rundir import CAME_LATER, differing_keys, flatten
+from train.runs.rundir import differing_keys
 
 Cli = Callable[..., tuple[int, str]]
 
@@ -149,28 +146,11 @@ def test_another_configuration_in_the_same_folder_is_refused(cli: Cli, tmp_path:
     assert all(torch.equal(kept[name], before[name]) for name in before), "nothing is lost"
 
 
-def test_a_run_from_before_there_was_a_key_goes_on(cli: Cli, tmp_path: Path, photographs: Path) -> None:
-    root = f"data.root={photographs}"
-    assert cli(*RUN, root)[0] == 0
-    file = tmp_path / "runs/run/config.yaml"
-    config = OmegaConf.load(file)
-    del config.data.condition_latents
-    OmegaConf.save(config, file)
-    code, printed = cli(*RUN, root, "trainer.max_steps=3", "data.condition_latents=made")
-    assert code == 1
-    assert "another configuration: data.condition_latents: None -> made. Give" in printed
-    code, printed = cli(*RUN, root, "trainer.max_steps=3")
-    assert code == 0, printed
-    assert "continues from" in printed
-
-
-def test_what_came_later_does_nothing_by_default() -> None:
-    config = plain(compose(["model=ircontrolnet_ffhq"]))
-    default = flatten(config)
-    assert CAME_LATER.items() <= default.items()
-    del config["diffusion"]["noise_aug"], config["data"]["condition_latents"]
-    now = {**config, "diffusion": {**config["diffusion"], "noise_aug": 200}}
-    assert differing_keys(config, now) == ["diffusion.noise_aug: 0 -> 200"]
+def test_keys_that_differ_are_named_with_both_values() -> None:
+    before = {"seed": 1, "resume": "auto", "data": {"root": "a", "batch_size": 4}, "loss": {"terms": {}}}
+    now = {"seed": 1, "resume": "never", "data": {"root": "b", "batch_size": 2, "size": 8}, "loss": {"terms": {}}}
+    assert differing_keys(before, now) == ["data.root: a -> b", "data.size: absent -> 8"]
+    assert differing_keys(before, now, may_differ=("data",)) == ["resume: auto -> never"]
 
 
 def test_an_export_starts_another_run(cli: Cli, tmp_path: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
