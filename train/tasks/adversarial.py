@@ -142,6 +142,8 @@ class AdversarialTask(RestorationTask):
             with self.adversary.trainable():
                 self._discriminator_gradients(batch, made["restored"].detach(), update, of_a_step)
         if number == batches - 1:
+            if against:
+                self._watch(update)
             self._generator_step()
         if against and last and (number < first or not self.skip_update):
             self._discriminator_steps(alone=number < first)
@@ -186,14 +188,18 @@ class AdversarialTask(RestorationTask):
             raw = {f"{name}.{term}": value.raw for term, value in terms.items()}
             self.note_nonfinite(raw)
             if self.logs_this_update:
-                self.row |= {f"train/{key}": value for key, value in {**raw, **means}.items()}
+                self.row.add({f"train/{key}": value for key, value in {**raw, **means}.items()})
             watched[f"{name}_loss"] = next(iter(terms.values())).raw
             watched[f"{name}_gap"] = means[f"{name}.real"] - means[f"{name}.fake"]
         if len(fake) > 1:
             watched["variety"] = fake.float().std(dim=0).mean() / batch["hq"].std(dim=0).mean().clamp(min=1e-6)
-        counts = self.adversary.alarm.watch(watched, update, self.logs_this_update)
+        self.adversary.alarm.add(watched)
+
+    def _watch(self, update: int) -> None:
+        """Counts the update in the alarm, however many batches it had."""
+        counts = self.adversary.alarm.watch(update, self.logs_this_update)
         if self.logs_this_update:
-            self.row |= {f"alarm/{what}": count for what, count in counts.items()}
+            self.row.put({f"alarm/{what}": count for what, count in counts.items()})
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Gradients are whole and unscaled here; train/runs/nonfinite.py has had its look."""

@@ -67,14 +67,14 @@ class AutoencodingTask(AdversarialTask):
         update, logged = self.update, self.logs_this_update
         use = self.codebook.count(update)
         if logged:
-            self.row |= {f"codebook/{name}": value for name, value in use.items()}
+            self.row.put({f"codebook/{name}": value for name, value in use.items()})
         super()._generator_step()
         if self.latent is None or self.skip_update:
             return
         seed: int = self.config["seed"]
         revived = self.codebook.revive(self._codebooks(), self.trainer.optimizers[0], self.latent, update, seed)
         if logged:
-            self.row["codebook/restarted"] = self.latent.new_tensor(revived)
+            self.row.put({"codebook/restarted": revived})
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         self.validation.update(restored=self.restore(batch["hq"]), lq=batch["lq"], hq=batch["hq"])

@@ -179,7 +179,7 @@ class PredictsCodes(RestorationTask):
         made = outputs(self.network(lq, w=w or 0.0, adain=False, code_only=w is None))
         target = batch["target_codes"] if "target_codes" in batch else self.codes.target(batch["hq"])
         if self.logs_this_update:
-            self.row["train/code_accuracy"] = accuracy(made["logits"], target)
+            self.row.add({"train/code_accuracy": accuracy(made["logits"], target)})
         latent = self.network.codes_to_latent(target).detach()  # type: ignore[operator]
         return {**made, "target_codes": target, "target_latent": latent}
 

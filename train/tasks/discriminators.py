@@ -14,6 +14,7 @@ from data.batch import Batch
 from losses.weighted import LossSet
 from models.files import official
 from train.ranks import say
+from train.tasks.row import Means
 
 OFFERS = frozenset({"real", "fake", "real_logits", "fake_logits"})  # tensors that terms of a discriminator's loss may name
 
@@ -104,6 +105,7 @@ class Alarm(nn.Module):
         self.steps = steps
         self._ranges = {"loss": loss, "gap": gap, "variety": (variety, float("inf"))}
         self._said: dict[str, int] = {}
+        self._means = Means()  # of the update at hand, over its micro-batches
 
     def _count(self, what: str, value: Tensor) -> Tensor:
         low, high = self._ranges[what.rpartition("_")[2]]
@@ -116,13 +118,17 @@ class Alarm(nn.Module):
         for what in ("variety", *(f"{name}_{kind}" for name in names for kind in ("loss", "gap"))):
             self.register_buffer(f"count_{what}", torch.zeros((), dtype=torch.int64))
 
-    @torch.no_grad()
-    def watch(self, values: dict[str, Tensor], update: int, logged: bool) -> dict[str, Tensor]:
-        """Counts; in logged updates also says what is wrong.
+    def add(self, values: dict[str, Tensor]) -> None:
+        """Notes a micro-batch. values: NAME_loss, NAME_gap of each discriminator, and variety; scalars."""
+        self._means.add(values)
 
-        Args:    values: NAME_loss, NAME_gap of each discriminator, and variety; detached scalars.
-        Returns: how many updates in a row each has been out of range, for the log.
+    @torch.no_grad()
+    def watch(self, update: int, logged: bool) -> dict[str, Tensor]:
+        """Counts the update by the means over its micro-batches; in logged updates also says what is wrong.
+
+        Returns: how many updates in a row each value has been out of range, for the log.
         """
+        values = self._means.take()
         counts = {what: self._count(what, value) for what, value in values.items()}
         if logged:
             for what, count in counts.items():
@@ -132,7 +138,7 @@ class Alarm(nn.Module):
                 elif rows >= self._said.get(what, 0) + self.steps:
                     self._said[what] = rows
                     say(self._sentence(what, float(values[what]), rows, update))
-        return {what: count.float() for what, count in counts.items()}
+        return dict(counts)
 
     def _sentence(self, what: str, value: float, rows: int, update: int) -> str:
         name, _, kind = what.rpartition("_")

@@ -18,6 +18,7 @@ from train.tasks import state
 from train.tasks.calling import check_arguments, named_outputs, outputs
 from train.tasks.draws import Draws
 from train.tasks.ema import EMA
+from train.tasks.row import Row
 from train.tasks.sharding import shard
 from train.tasks.validation import Validation, check_scale
 
@@ -69,7 +70,7 @@ class RestorationTask(L.LightningModule):
         self.validated: dict[str, float] = {}
         self.positions: list[int] = []  # of the samples of the batch at hand
         self.unreadable = 0  # times that data.on_error=skip passed over a file on this rank
-        self.row: dict[str, Tensor] = {}  # what this update logs
+        self.row = Row()  # what this update logs
         self._row_after = 0  # updates done as of the last batch
         self.nonfinite: dict[str, Tensor] = {}  # loss term -> () bool: not finite in a batch since the last update
         self.saving_s = 0.0  # spent on checkpoints since train/runs/times.py last looked
@@ -183,12 +184,12 @@ class RestorationTask(L.LightningModule):
         if not self.logs_this_update:
             return
         self.log("train/loss", loss, prog_bar=True, logger=False)
-        self.row |= {"train/loss": loss, **{f"train/{name}": term.raw for name, term in terms.items()}}
-        self.row |= {f"weighted/{name}": term.weighted.detach() for name, term in terms.items()}
+        self.row.add({"train/loss": loss, **{f"train/{name}": term.raw for name, term in terms.items()}})
+        self.row.add({f"weighted/{name}": term.weighted for name, term in terms.items()})
         if self.loss.log_grad_norms:
             norms = grad_norms(terms, self.network.parameters())
-            self.row |= {f"grad_norm/{name}": value for name, value in norms.items()}
-        self.row["lr"] = torch.tensor(self.learning_rate)
+            self.row.add({f"grad_norm/{name}": value for name, value in norms.items()})
+        self.row.put({"lr": self.learning_rate})
 
     @property
     def learning_rate(self) -> float:
@@ -216,14 +217,13 @@ class RestorationTask(L.LightningModule):
         return self.validation.strip()
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """Lightning's own rows would go on with the last value of a term that this update does not have."""
+        """Logs the row. Lightning's own would go on with the last value of a term that this update does not have."""
         step = self.trainer.global_step
         if self.row and step != self._row_after:  # the update is done, not a part of it
-            values = {name: float(value) for name, value in self.row.items()}
+            values = self.row.close()
             for logger in self.trainer.loggers:
                 logger.log_metrics(values, step)
                 logger.save()
-            self.row = {}
         self._row_after = step
         if self.trainer.global_step == self.trainer.max_steps:
             self.trainer.should_stop = True  # so that Lightning validates after the last update too

@@ -1,10 +1,12 @@
 """The commands as a user types them, those that start differently in a process of their own."""
 
+import csv
 import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 
 from models.files import official
@@ -54,9 +56,17 @@ def test_two_ranks_train_as_one(tmp_path: Path, cli: Cli) -> None:
     ]
     for name, value in states[0].items():
         assert torch.allclose(value, states[1][name], atol=2e-5), name
+    losses = [logged_losses(tmp_path / "runs" / name / "metrics.csv") for name in ("one", "two")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4), "a row is the mean over the ranks"
     summaries = [json.loads((tmp_path / "runs" / name / "summary.json").read_text()) for name in ("one", "two")]
     assert abs(summaries[0]["val"]["psnr"] - summaries[1]["val"]["psnr"]) < 1e-2
     assert summaries[0]["val"]["psnr_lq"] == summaries[1]["val"]["psnr_lq"], "both ranks' shares of the validation set count"
+
+
+def logged_losses(file: Path) -> list[float]:
+    rows = [float(row["train/loss"]) for row in csv.DictReader(file.open()) if row["train/loss"]]
+    assert len(rows) == 2
+    return rows
 
 
 def test_the_official_command_line(tmp_path: Path, cli: Cli, command: Cli) -> None:

@@ -17,6 +17,7 @@ from losses.adversarial import R1, Adversarial, Discriminate
 from losses.pixel import L1
 from losses.weighted import LossSet, Scheduled
 from train.runs.building import quieten
+from train.tasks import row
 from train.tasks.adversarial import AdversarialTask
 from train.tasks.discriminators import Adversary, Alarm, Discriminator
 from train.tasks.validation import Validation
@@ -115,8 +116,7 @@ def fit(made: AdversarialTask, size: int, updates: int, accumulate: int = 1, **o
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        log_every_n_steps=1,
-        **options,
+        **{"log_every_n_steps": 1, **options},
     )
     trainer.fit(made, DataLoader(batches(size), batch_size=None))
     assert trainer.global_step == updates
@@ -362,6 +362,54 @@ def test_the_alarm_says_that_a_discriminator_has_won(capsys: pytest.CaptureFixtu
     assert printed.count("for 6 updates in a row") == 2, "again after as many"
     assert "gap of discriminator image is 80, outside of adversary.alarm.gap=[-1, 30]: it tells all images apart" in printed
     assert [row["alarm/image_loss"] for row in rows] == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_the_alarm_counts_updates_and_not_micro_batches() -> None:
+    """It watches their mean: (80 + 4 + 4 + 4) / 4 = 23 lies within [-1, 30], each first micro-batch does not."""
+    frozen = partial(torch.optim.SGD, lr=0.0)
+    won = task(d_optimizer=frozen, alarm=quiet_alarm(gap=(-1, 30)))
+    won.adversary.discriminators["image"].network = Rigged(real=40.0, fake=-40.0)
+    rows = fit(won, 2, 3, accumulate=4)
+    assert [row["alarm/image_gap"] for row in rows] == [1, 2, 3]
+    mixed = task(d_optimizer=frozen, alarm=quiet_alarm(gap=(-1, 30)))
+    mixed.adversary.alarm.add({"image_gap": torch.tensor(80.0)})
+    for _ in range(3):
+        mixed.adversary.alarm.add({"image_gap": torch.tensor(4.0)})
+    assert mixed.adversary.alarm.watch(1, logged=False)["image_gap"] == 0
+    mixed.adversary.alarm.add({"image_gap": torch.tensor(80.0)})
+    assert mixed.adversary.alarm.watch(2, logged=False)["image_gap"] == 1, "the update before counts no more"
+
+
+def test_a_row_is_the_mean_over_the_micro_batches() -> None:
+    """Values of each computed here with the weights that all four see; what the generator's step is not in is averaged too."""
+    rows = fit(task(), 2, 1, accumulate=4)
+    g, d = generator(), discriminator()
+    with torch.no_grad():
+        l1 = [nn.functional.l1_loss(g(batch["lq"]), batch["hq"]) for batch in batches(2)[:4]]
+        fake = [d(g(batch["lq"])).mean() for batch in batches(2)[:4]]
+    assert rows[0]["train/l1"] == pytest.approx(float(torch.stack(l1).mean()), rel=1e-6)
+    assert rows[0]["train/image.fake"] == pytest.approx(float(torch.stack(fake).mean()), rel=1e-5)
+    assert rows[0]["train/l1"] != pytest.approx(float(l1[-1]), rel=1e-3), "no two micro-batches are alike"
+    assert rows[0]["train/loss"] == pytest.approx(rows[0]["weighted/l1"] + rows[0]["weighted/gan"], rel=1e-6)
+    assert rows[0]["lr"] == 0.5
+
+
+def test_a_row_of_the_discriminators_own_batches() -> None:
+    """With three steps in an update the generator trains on the last batch alone: its values are that batch's."""
+    still = partial(torch.optim.SGD, lr=0.0)
+    rows = fit(task(optimizer=still, d_optimizer=still, steps_per_update=3), 2, 1)
+    g, d = generator(), discriminator()
+    with torch.no_grad():
+        l1 = [float(nn.functional.l1_loss(g(batch["lq"]), batch["hq"])) for batch in batches(2)[:3]]
+        real = [float(d(batch["hq"]).mean()) for batch in batches(2)[:3]]
+    assert rows[0]["train/l1"] == pytest.approx(l1[2], rel=1e-6)
+    assert rows[0]["train/image.real"] == pytest.approx(sum(real) / 3, rel=1e-5)
+
+
+def test_ranks_talk_in_logged_updates_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(row.ranks, "gather", lambda value: calls.append(value) or [value])
+    assert len(fit(task(), 2, 7, accumulate=2, log_every_n_steps=3)) == len(calls) == 3, "updates 3, 6 and the last"
 
 
 def test_the_alarm_says_that_a_discriminator_is_worse_than_chance(capsys: pytest.CaptureFixture[str]) -> None:
