@@ -16,8 +16,8 @@ from lightning.pytorch.callbacks import Callback
 from train import ranks
 from train.errors import Diverged
 from train.runs.rundir import set_aside, write_text
+from train.sharding import local
 from train.signals import Interrupted, stop_signal
-from train.tasks.sharding import local
 from train.tasks.task import RestorationTask
 
 

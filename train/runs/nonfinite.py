@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from train import ranks
 from train.errors import Diverged
-from train.tasks.sharding import local
+from train.sharding import local
 from train.tasks.task import RestorationTask
 
 

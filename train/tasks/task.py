@@ -14,12 +14,12 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from data.batch import Batch
 from losses.weighted import LossSet, Terms, grad_norms
+from train.sharding import shard
 from train.tasks import state
 from train.tasks.calling import check_arguments, named_outputs, outputs
 from train.tasks.draws import Draws
 from train.tasks.ema import EMA
 from train.tasks.row import Row
-from train.tasks.sharding import shard
 from train.tasks.validation import Validation, check_scale
 
 # Keys of data for what was made of images before, which only some tasks train on.

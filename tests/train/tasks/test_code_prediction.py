@@ -73,6 +73,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def chain(folder: Path, *more: str) -> int:
     from train.runs import run
+    from train.runs.building import make_trainer
 
     each = [f"{stage}.{argument}" for stage in OF_STAGE for argument in OF_STAGE[stage]]
     with pytest.MonkeyPatch.context() as patched:
@@ -80,7 +81,7 @@ def chain(folder: Path, *more: str) -> int:
         patched.setattr(
             sys, "argv", ["stages", "codeformer", "name=chain", "data.root=photographs", *AUTOENCODER, *RUN, *each, *more]
         )
-        patched.setattr(stages, "launch", lambda config, _ranks: run.run(config))
+        patched.setattr(stages, "launch", lambda config, _ranks: run.run(config, make_trainer(config)))
         try:
             stages.main()
         except SystemExit as ended:
