@@ -17,7 +17,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from models.diffusion import ldm
 from models.diffusion.schedule import TIMESTEPS, Prediction
-from models.files.families import CheckpointError
+from models.files.family import CheckpointError
 from models.files.official import read
 
 HEAD_WIDTH = 64  # channels of an attention head, in all of Stable Diffusion 2's networks; no key tells

@@ -4,7 +4,7 @@
     python -m models.official export runs/X --format official           what the reference programs read
     python -m models.official export runs/X --format diffusers          a control network as diffusers' ControlNetModel
 
-Which networks are known: models/files/families.py.
+Which networks are known: models/files/families/.
 """
 
 import argparse
@@ -26,20 +26,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from models.diffusion.ircontrolnet import IRControlNet, arguments_of, read_diffusers, to_diffusers
-from models.files.families import FAMILIES, Arguments, CheckpointError, Recognised, class_path, first, full_state, recognise
-from models.gfpgan import GFPGANv1
+from models.files.families import FAMILIES, Recognised, family_of, full_state, recognise
+from models.files.family import Arguments, CheckpointError, Folder, class_path, first
 
 Form = Literal["official", "safetensors", "diffusers"]
 Which = str  # ema, network, or discriminator NAME
 
-# Endings of keys that follow from the configuration: of SwinIR and of ELAN.
-DERIVED = (
-    ".attn_mask",
-    ".relative_position_index",
-    ".shift_conv.weight",
-    *(f"{n}_mean.{k}" for n in ("sub", "add") for k in ("weight", "bias")),
-)
 # Objects of training frameworks that files hold beside their weights; they are passed over, and nothing of theirs is run.
 FRAMEWORKS = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "omegaconf.", "argparse.Namespace")
 # Where official files keep a state dict, and where our training checkpoints keep one, under state_dict.
@@ -87,7 +79,7 @@ class Report:
 
 
 def read(path: str | Path, which: Which | None = None) -> Checkpoint:
-    """The weights of a file, of a run folder (its checkpoints/last.ckpt) or of a control network's diffusers folder.
+    """The weights of a file, of a run folder (its checkpoints/last.ckpt) or of a network's diffusers folder.
 
     They are on the CPU and in the file's own dtype.
 
@@ -108,13 +100,23 @@ def read(path: str | Path, which: Which | None = None) -> Checkpoint:
     return Checkpoint(path, state, wrapper, recorded)
 
 
+def _folders() -> dict[str, Folder]:
+    """The diffusers folders that families read and write, by the class that their config.json names."""
+    return {family.folder.of: family.folder for family in FAMILIES.values() if family.folder}
+
+
 def _read_diffusers(path: Path) -> Checkpoint:
+    folders = _folders()
     try:
-        network = read_diffusers(path)
+        of = json.loads((path / "config.json").read_text()).get("_class_name")
+        if of not in folders:
+            raise ValueError(f"its config.json is of {of}, not of {' or '.join(folders)}")
+        network = folders[of].read(path)
     except (OSError, RuntimeError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} is not a control network as `export --format diffusers` writes it: {error}") from error
-    recorded = {"_target_": class_path(IRControlNet), **arguments_of(network)}
-    return Checkpoint(path, network.state_dict(), "none: a folder of diffusers' ControlNetModel", recorded)
+        what = " or ".join(folder.holds for folder in folders.values())
+        raise CheckpointError(f"{path} is not a {what} as `export --format diffusers` writes it: {error}") from error
+    recorded = {"_target_": class_path(type(network)), **folders[of].arguments(network)}
+    return Checkpoint(path, network.state_dict(), f"none: a folder of diffusers' {of}", recorded)
 
 
 def _open_safetensors(path: Path) -> tuple[object, Arguments | None]:
@@ -234,9 +236,9 @@ def load_into(
 ) -> Report:
     """Put the weights of a file, a run folder or a state dict into a network; this is what `init.ckpt` does.
 
-    A clean GFPGAN's weights are converted for the equalised network that they came from (models/gfpgan.py).
+    Weights of another form are converted where the network's family can do so (models/files/families/).
     Tensors are copied whole: a shape that differs is never cut, and a dtype only ever widened (float16 to float32).
-    Keys that follow from the configuration (attention masks, shift kernels) count neither as missing nor unexpected.
+    Keys that follow from the configuration (the family's `derived`) count neither as missing nor as unexpected.
 
     Args:   strict: anything but a full match raises, before the network is touched; False loads what matches.
             parts: names of the network's children that the weights are for, such as encoder; None: of the whole network.
@@ -244,13 +246,11 @@ def load_into(
     """
     where = "the state dict" if isinstance(source, Mapping) else str(source)
     loaded = unwrap(source, which, where)[0] if isinstance(source, Mapping) else read(source, which).state
-    loaded = network.converted(loaded) if isinstance(network, GFPGANv1) else loaded
-    state = {key: value for key, value in loaded.items() if not key.endswith(DERIVED)}
-    wanted = {
-        key: value
-        for key, value in network.state_dict().items()
-        if not key.endswith(DERIVED) and (parts is None or key.partition(".")[0] in parts)
-    }
+    family = family_of(network)
+    loaded = family.converted(network, loaded) if family else loaded
+    derived = {key: value for key, value in loaded.items() if family and key.endswith(family.derived)}
+    state = {key: value for key, value in loaded.items() if key not in derived}
+    wanted = {key: value for key, value in network.state_dict().items() if parts is None or key.partition(".")[0] in parts}
     both = [key for key in wanted if key in state]
     matched = [key for key in both if state[key].shape == wanted[key].shape and _widens(state[key].dtype, wanted[key].dtype)]
     report = Report(
@@ -263,8 +263,7 @@ def load_into(
     if not matched or (strict and not report.complete):
         way_out = "init.strict=false loads what matches" if matched else "is it a file of another network?"
         raise CheckpointError(f"{where} does not fit {type(network).__name__}: {report}; {way_out}")
-    derived = {key: value for key, value in loaded.items() if key.endswith(DERIVED)}  # a network may check and drops them
-    network.load_state_dict({key: state[key] for key in matched} | derived, strict=False)
+    network.load_state_dict({key: state[key] for key in matched} | derived, strict=False)  # it checks and drops the derived
     return report
 
 
@@ -293,22 +292,23 @@ def _build(checkpoint: Checkpoint, found: Recognised) -> nn.Module:
 
 
 def export(source: str | Path, output: Path, form: Form, which: Which | None = None) -> None:
-    """Write a checkpoint or run as the reference programs read it, as safetensors that also record the arguments, or, of a
-    control network, as a folder that diffusers' ControlNetModel.from_pretrained reads.
+    """Write a checkpoint or run as the reference programs read it, as safetensors that also record the arguments, or, where
+    its family has such a form, as a folder that diffusers' `from_pretrained` reads.
     """
     checkpoint = read(source, which)
     found = identify(checkpoint)
-    network = _build(checkpoint, found)
+    network, family = _build(checkpoint, found), FAMILIES[found.family]
     save: Callable[[], None]
     if form == "official":
-        content = FAMILIES[found.family].write(network)
+        content = family.write(network)
         save = lambda: write(output, lambda temporary: _save(content, temporary))  # noqa: E731
     elif form == "diffusers":
-        if not isinstance(network, IRControlNet):
+        if (folder := family.folder) is None:
             raise CheckpointError(
-                f"{checkpoint.path} holds {found.family}, which has no diffusers form: give a control network"
+                f"{checkpoint.path} holds {found.family}, which has no diffusers form: give a "
+                f"{' or '.join(folder.holds for folder in _folders().values())}"
             )
-        save = lambda: _save_diffusers(network, output)  # noqa: E731
+        save = lambda: _save_folder(lambda temporary: folder.write(network, temporary), output)  # noqa: E731
     else:
         state, record = full_state(network), {"_target_": class_path(type(network)), **found.arguments}
         metadata = {"format": "pt", "network": json.dumps(record)}
@@ -327,11 +327,11 @@ def _save(content: object, path: Path) -> None:
         torch.save(content, file)
 
 
-def _save_diffusers(network: IRControlNet, folder: Path) -> None:
+def _save_folder(save: Callable[[Path], None], folder: Path) -> None:
+    """As `write`, of a folder."""
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    made: Any = to_diffusers(network)
     try:
-        made.save_pretrained(temporary)
+        save(temporary)
         os.rename(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -341,14 +341,15 @@ def inspect(source: str) -> str:
     """What a file holds, for people."""
     checkpoint = read(source)
     found = identify(checkpoint)
-    weights = [value for key, value in checkpoint.state.items() if not key.endswith(DERIVED)]
+    family = FAMILIES[found.family]
+    weights = [value for key, value in checkpoint.state.items() if not key.endswith(family.derived)]
     dtypes = sorted({str(value.dtype).removeprefix("torch.") for value in weights})
     origin = "recorded in the file" if found.recorded else "recognised from keys and shapes"
     width = max([16, *(len(key) + 1 for key in found.arguments)])
     lines = [
         f"file        {checkpoint.path}",
         f"wrapper     {checkpoint.wrapper}",
-        f"family      {found.family} ({class_path(FAMILIES[found.family].network)}), {origin}",
+        f"family      {found.family} ({class_path(family.network)}), {origin}",
         *(f"  {key:<{width}}{value!r}" for key, value in found.arguments.items()),
         *(f"assumed     {note}" for note in found.assumed),
         f"parameters  {sum(value.numel() for value in weights):,} in {len(weights)} tensors, "

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from models.files import official
-from models.files.families import CheckpointError
+from models.files.family import CheckpointError
 from models.files.official import Parser
 
 CATALOG = Path(__file__).parents[2] / "weights" / "catalog.yaml"

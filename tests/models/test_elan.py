@@ -10,7 +10,8 @@ from torch import Tensor
 
 from benchmarks.elan import PlainELAN
 from models.elan import ELAN, Moved, window_orders
-from models.files.families import full_state, recognise, write_elan
+from models.files.families import elan as elan_files
+from models.files.families import full_state, recognise
 from models.files.official import CheckpointError, build, export, load_into
 from models.reorder import Reorder
 from tests.parity import fill
@@ -161,4 +162,4 @@ def test_a_file_above_x1_tells_its_range_at_any_precision(dtype: torch.dtype, im
 )
 def test_what_no_file_tells_has_no_official_form(changes: dict[str, Any], says: str) -> None:
     with pytest.raises(CheckpointError, match=f"{says}.*use --format safetensors"):
-        write_elan(tiny(**{"img_range": 255.0, **changes}))
+        elan_files.write(tiny(**{"img_range": 255.0, **changes}))

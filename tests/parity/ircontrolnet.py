@@ -30,7 +30,7 @@ from models.diffusion.guidance import (
     restoration_guidance,
     squared_error,
 )
-from models.diffusion.ircontrolnet import IRControlNet, arguments
+from models.diffusion.ircontrolnet import IRControlNet
 from models.diffusion.sampling import (
     SAMPLERS,
     Draw,
@@ -42,6 +42,7 @@ from models.diffusion.sampling import (
 from models.diffusion.schedule import NoiseSchedule
 from models.diffusion.stable_diffusion import TEXT, UNET, VAE, StableDiffusion, tokens_of
 from models.diffusion.tiles import gaussian_weights, starts, tiled
+from models.files.families.ircontrolnet import arguments
 from tests.parity import fill
 from tests.parity.cases import Case
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models.diffusion import ldm
 from models.diffusion.ircontrolnet import IRControlNet, timestep_embedding
-from models.files.families import CheckpointError
+from models.files.family import CheckpointError
 from models.files.official import build, export, recognise
 from tests.parity.cases import folders, manifest, manifests_in
 

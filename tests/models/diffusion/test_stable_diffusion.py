@@ -26,7 +26,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from models.diffusion import ldm
 from models.diffusion.diffbir import DiffBIR, Guidance, controlled
-from models.diffusion.ircontrolnet import IRControlNet, from_diffusers, to_diffusers
+from models.diffusion.ircontrolnet import IRControlNet
 from models.diffusion.sampling import SAMPLERS, drawn_from, sigma_schedule
 from models.diffusion.schedule import NoiseSchedule
 from models.diffusion.stable_diffusion import (
@@ -40,7 +40,8 @@ from models.diffusion.stable_diffusion import (
     tokens_of,
 )
 from models.files import official
-from models.files.families import CheckpointError
+from models.files.families.ircontrolnet import from_diffusers, to_diffusers
+from models.files.family import CheckpointError
 from tests.parity.ircontrolnet import tokenizer
 
 UNET_CONFIG: dict[str, Any] = {

@@ -249,7 +249,7 @@ def test_strange_entries(tmp_path: Path) -> None:
 
 
 def test_unknown_network() -> None:
-    with pytest.raises(CheckpointError, match=r"first keys are a\.weight, b\.weight; families known: swinir, elan, "):
+    with pytest.raises(CheckpointError, match=r"first keys are a\.weight, b\.weight; families known: codeformer, vqgan, "):
         recognise({"a.weight": torch.ones(1), "b.weight": torch.ones(1)})
     state = official.full_state(filled())
     del state["layers.0.residual_group.blocks.0.mlp.fc1.weight"]
@@ -259,7 +259,7 @@ def test_unknown_network() -> None:
 
 def test_recorded_class_is_not_imported(tmp_path: Path) -> None:
     run = save_run(tmp_path / "x", filled(), None, {**arguments("diffbir"), "_target_": "os.mkdir"})
-    with pytest.raises(CheckpointError, match=r"records network 'os\.mkdir'; families known: swinir, elan, "):
+    with pytest.raises(CheckpointError, match=r"records network 'os\.mkdir'; families known: codeformer, vqgan, elan, "):
         build(run)
 
 
@@ -435,7 +435,7 @@ def test_a_disk_without_room_leaves_nothing_behind(tmp_path: Path, form: str, na
 
 def test_as_a_command(diffbir: Path) -> None:
     run = [sys.executable, "-m", "models.official", "export", str(diffbir), "--format", "safetensors"]
-    done = subprocess.run(run, cwd=Path(official.__file__).parents[1], capture_output=True, text=True, check=False)
+    done = subprocess.run(run, cwd=Path(official.__file__).parents[2], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"wrote {diffbir.with_suffix('.safetensors')}\n", "")
-    again = subprocess.run(run, cwd=Path(official.__file__).parents[1], capture_output=True, text=True, check=False)
+    again = subprocess.run(run, cwd=Path(official.__file__).parents[2], capture_output=True, text=True, check=False)
     assert (again.returncode, again.stdout, again.stderr.count("\n")) == (1, "", 1)
