@@ -11,8 +11,8 @@ from annotated_types import Ge, Gt
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
+from models.kernels import laid_out
 from models.stylegan2 import GAIN, ConvLayer, Resampler, activated
-from models.vqgan import laid_out
 
 PARTS = ("left_eye", "right_eye", "mouth")
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from annotated_types import Ge, Gt, Interval, MinLen
 from torch import Tensor, nn
 
-from models.reorder import Reorder
+from models.kernels import Reorder
 
 RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K; a constant of the architecture
 

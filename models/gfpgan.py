@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from annotated_types import Ge
 from torch import Tensor, nn
 
+from models.kernels import laid_out
 from models.stylegan2 import (
     GAIN,
     Bias,
@@ -31,7 +32,7 @@ from models.stylegan2 import (
     activated,
     channels,
 )
-from models.vqgan import Positive, laid_out, unsigned
+from models.vqgan import Positive, unsigned
 
 
 class Restoration(NamedTuple):

@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from annotated_types import Ge, Gt, MaxLen, MinLen
 from torch import Tensor, nn
 
-from models.vqgan import Positive, laid_out, unsigned
+from models.kernels import laid_out
+from models.vqgan import Positive, unsigned
 
 GAIN = math.sqrt(2)  # of every equalised activation, so that it keeps the variance
 SLOPE = 0.2

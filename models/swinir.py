@@ -12,7 +12,7 @@ from annotated_types import Ge, Gt, Interval, MinLen
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from models.reorder import Reorder
+from models.kernels import Reorder, nearest_up_convolution
 
 RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K; a constant of the architecture, not in the state dict
 MASKED = -100.0  # the official additive mask; not -inf
@@ -377,17 +377,6 @@ def group_convolution(dim: int, connection: str) -> nn.Module:
         nn.LeakyReLU(0.2),
         nn.Conv2d(narrow, dim, 3, padding=1),
     )
-
-
-def nearest_up_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """conv2d(nearest x2 of x, weight, bias, padding=1), (b, c, h, w) to (b, o, 2h, 2w), in 4/9 of the multiplications.
-
-    Both together are one transposed convolution of stride 2: an output pixel sees only 2x2 different inputs, so the 3x3
-    taps that fall on the same input are summed first.
-    """
-    taps = weight.new_tensor([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]])  # (row or column of the new kernel, 3x3 tap)
-    kernel = torch.einsum("iy,jx,ocyx->coij", taps, taps, weight)
-    return F.conv_transpose2d(x, kernel, bias, stride=2, padding=1)
 
 
 def shuffle_up(channels_in: int, channels_out: int, factor: int) -> nn.Sequential:

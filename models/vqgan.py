@@ -5,15 +5,14 @@ h/w of the latent map, n codes in the codebook.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from annotated_types import Ge, MinLen
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from models.swinir import nearest_up_convolution
+from models.kernels import laid_out, nearest_up_convolution, norm_swish_convolution, normalised
 
 GROUPS = 32  # of every GroupNorm
 
@@ -362,109 +361,3 @@ class GroupNorm(nn.GroupNorm):
         if torch.compiler.is_compiling() or torch.is_grad_enabled():
             return super().forward(x)
         return normalised(x, self.weight, self.bias, self.num_groups, self.eps, swish=False)[0].to(x.dtype)
-
-
-def laid_out(x: Tensor) -> Tensor:
-    """With channels last in memory on a CPU, whose convolutions are up to several times as fast with it."""
-    return x.contiguous(memory_format=torch.channels_last if x.device.type == "cpu" else torch.contiguous_format)
-
-
-def norm_swish_convolution(x: Tensor, norm: GroupNorm, conv: nn.Conv2d, *, last_use: bool = False) -> Tensor:
-    """conv(silu(norm(x))) for a 3x3 convolution, (b, c, h, w) to (b, o, h, w); last_use: x may be written over."""
-    gradient = torch.is_grad_enabled() and (x.requires_grad or norm.weight.requires_grad or conv.weight.requires_grad)
-    # The compiler fuses, and decides itself what to compute again; on a GPU that is slower than keeping all (RESULTS.md).
-    if torch.compiler.is_compiling() or (gradient and x.device.type != "cpu"):
-        return conv(F.silu(norm(x)))
-    if gradient:
-        return NormSwishConvolution.apply(x, norm.weight, norm.bias, conv.weight, conv.bias, norm.num_groups, norm.eps)
-    activated, _, _ = normalised(x, norm.weight, norm.bias, norm.num_groups, norm.eps, swish=True, overwrite=last_use)
-    return conv(activated.to(x.dtype))
-
-
-class NormSwishConvolution(torch.autograd.Function):
-    """Keeps x alone for the backward pass, where norm, swish and convolution by themselves keep one tensor of its size each."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, gain: Tensor, offset: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
-    ) -> Tensor:
-        activated, mean, rstd = normalised(x, gain, offset, groups, eps, swish=True)
-        ctx.save_for_backward(x, gain, offset, weight, mean, rstd)
-        kind = x.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-        return F.conv2d(activated.to(dtype), weight.to(dtype), bias.to(dtype), padding=1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, gain, offset, weight, mean, rstd = ctx.saved_tensors
-        of_x, of_gain, of_offset, of_weight, of_bias = ctx.needs_input_grad[:5]
-        wide = _dense(_widened(x))
-        groups = mean.shape[1]
-        normed = torch.addcmul(*_affine(mean, rstd, gain, offset), wide)
-        below = of_x or of_gain or of_offset
-        at_activated, at_weight, at_bias = torch.ops.aten.convolution_backward(
-            gradient,
-            F.silu(normed).to(gradient.dtype),
-            weight.to(gradient.dtype),
-            [weight.shape[0]],
-            *([1, 1], [1, 1], [1, 1], False, [0, 0], 1),  # stride, padding, dilation, transposed, output padding, groups
-            [below, of_weight, of_bias],
-        )
-        at_x = at_gain = at_offset = None
-        if below:
-            at_normed = torch.ops.aten.silu_backward(at_activated.to(wide.dtype), normed)
-            b, c, h, w = x.shape
-            at_x, at_gain, at_offset = torch.ops.aten.native_group_norm_backward(
-                at_normed.contiguous(memory_format=_layout(wide)),
-                *(wide, mean, rstd, gain.to(wide.dtype), b, c, h * w, groups),
-                [of_x, of_gain, of_offset],
-            )
-        # autograd casts each to the type of its input
-        return at_x, at_gain, at_offset, at_weight, at_bias, None, None
-
-
-def normalised(
-    x: Tensor, gain: Tensor, offset: Tensor, groups: int, eps: float, *, swish: bool, overwrite: bool = False
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Group norm of x, with swish or without, and each group's mean and 1 / deviation, (b, groups); float32 for half precision.
-
-    PyTorch's kernel for channels last on a CPU is off by 1e-4 on a 512x512 map, as it adds up pixel after pixel in float32.
-    There we sum by halves, and strip by strip where squares would fill another such map; and x may be written over.
-    """
-    b, c, h, w = x.shape
-    x = _dense(_widened(x))
-    if h * w <= 128 * 128 or x.device.type != "cpu" or x.is_contiguous():
-        normed, mean, rstd = torch.native_group_norm(x, gain.to(x.dtype), offset.to(x.dtype), b, c, h * w, groups, eps)
-        return F.silu(normed, inplace=True) if swish else normed, mean, rstd
-    count = c // groups * h * w
-    mean = x.sum((2, 3)).double().unflatten(1, (groups, -1)).sum(2).div(count).to(x.dtype)
-    center = mean.repeat_interleave(c // groups, 1)[..., None, None]
-    strips = x.split(max(1, 2**21 // (c * w)), dim=2)
-    squares = torch.stack([(strip - center).square_().sum((2, 3)) for strip in strips])
-    variance = squares.sum(0, dtype=torch.float64).unflatten(1, (groups, -1)).sum(2) / count
-    rstd = (variance + eps).rsqrt().to(x.dtype)
-    shift, scale = _affine(mean, rstd, gain, offset)
-    normed = torch.addcmul(shift, scale, x, out=x if overwrite else torch.empty_like(x))
-    return F.silu(normed, inplace=True) if swish else normed, mean, rstd
-
-
-def _affine(mean: Tensor, rstd: Tensor, gain: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
-    """Group norm as shift + scale * x, both (b, c, 1, 1)."""
-    scale = gain.to(mean.dtype).view(1, mean.shape[1], -1) * rstd.unsqueeze(2)
-    shift = offset.to(mean.dtype).view_as(scale[:1]) - scale * mean.unsqueeze(2)
-    return shift.flatten(1)[..., None, None], scale.flatten(1)[..., None, None]
-
-
-def _widened(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
-def _dense(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=_layout(x))
-
-
-def _layout(x: Tensor) -> torch.memory_format:
-    """The one that PyTorch's group norm takes x in."""
-    last = x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if last else torch.contiguous_format

@@ -13,7 +13,7 @@ from models.elan import ELAN, Moved, window_orders
 from models.files.families import elan as elan_files
 from models.files.families import full_state, recognise
 from models.files.official import CheckpointError, build, export, load_into
-from models.reorder import Reorder
+from models.kernels import Reorder
 from tests.parity import fill
 
 TINY: dict[str, Any] = {

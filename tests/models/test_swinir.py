@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.swinir import RGB_MEAN, Block, StochasticDepth, SwinIR, nearest_up_convolution, shift_windows, to_windows
+from models.kernels import nearest_up_convolution
+from models.swinir import RGB_MEAN, Block, StochasticDepth, SwinIR, shift_windows, to_windows
 
 TINY: dict[str, Any] = {
     "img_size": 16,
