@@ -1,4 +1,4 @@
-"""How a command of ours ends when something is wrong: what the errors mean, and the one message that tells them."""
+"""How a command ends when something is wrong: with one message and a non-zero exit code."""
 
 import errno
 import os
@@ -6,20 +6,13 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-# Besides torch.OutOfMemoryError, which not every allocator raises.
-MESSAGES = ("DefaultCPUAllocator: can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
-
-
-class Diverged(Exception):
-    """Training can't go on from these weights; the ones of the last checkpoint are good."""
-
-    def __init__(self, step: int, reason: str) -> None:
-        self.step, self.reason = step, reason
-        super().__init__(f"update {step}: {reason}")
+ERROR_FILE = "FACEWRIGHT_ERROR_FILE"  # environment variable: where a process leaves its message for the one that started it
+# What allocators that don't raise torch.OutOfMemoryError say when memory has run out.
+OUT_OF_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
 
 
 def message_of(error: Exception) -> str:
-    """Without the traceback that torch puts before it when a data worker raised it."""
+    """The error's own message. Of an error in a data worker torch makes a longer one, which begins with a traceback."""
     text, kind = str(error), type(error)
     if "in DataLoader worker process" not in text.partition("\n")[0]:
         return text
@@ -28,8 +21,8 @@ def message_of(error: Exception) -> str:
 
 
 def fail(message: str) -> NoReturn:
-    """Ends the process with one error: on stderr, or where the process that started this one looks for it."""
-    if file := os.environ.get("FACEWRIGHT_ERROR_FILE"):
+    """Ends the process with exit code 1 and this message: on stderr, or where the process that started this one reads it."""
+    if file := os.environ.get(ERROR_FILE):
         Path(file).write_text(message)
     elif message.startswith("Traceback"):
         print(message, file=sys.stderr)
@@ -44,4 +37,4 @@ def ran_out(error: BaseException) -> bool:
         return error.errno == errno.ENOMEM  # a data worker that could not be started
     import torch
 
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in MESSAGES)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in OUT_OF_MEMORY)

@@ -1,20 +1,11 @@
 """What the processes of one run (its ranks) tell each other, so that all of them do the same."""
 
-import hashlib
-import json
-import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import lightning as L
 import torch
 import torch.distributed as dist
-from lightning.fabric.plugins.environments import (
-    ClusterEnvironment,
-    LightningEnvironment,
-    SLURMEnvironment,
-    TorchElasticEnvironment,
-)
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
@@ -119,51 +110,3 @@ def decided_by_rank_zero(decide: Callable[[], T]) -> T:
     if message[1] is not None:
         raise SaidByRankZero(message[1])
     return message[0]
-
-
-def flatten(node: Any, path: str = "") -> dict[str, Any]:
-    """Dotted key -> value of every leaf."""
-    if not isinstance(node, dict) or not node:
-        return {path: node}
-    return {key: value for name, child in node.items() for key, value in flatten(child, f"{path}.{name}".lstrip(".")).items()}
-
-
-def check_same_config(config: dict[str, Any]) -> None:
-    """Raises ValueError on every rank when the ranks were not given one and the same resolved configuration."""
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
-    if len(set(gather(digest))) == 1:
-        return
-    configs = [flatten(each) for each in gather(config)]
-    keys = sorted({key for each in configs for key in each if any(other.get(key) != each[key] for other in configs)})
-    values = "; ".join(
-        f"{key}: {', '.join(f'{each.get(key)!r} on rank {n}' for n, each in enumerate(configs))}" for key in keys
-    )
-    raise ValueError(f"the ranks were given different configurations ({values}): start every rank with the same command")
-
-
-def launched_from_outside() -> bool:
-    """True in a process that is one of several ranks already: of our own launch, torchrun or srun."""
-    return "LOCAL_RANK" in os.environ or in_srun()
-
-
-def in_srun() -> bool:
-    """True in a task of an srun with several; the batch script of such a job itself is none."""
-    return int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
-
-
-def environment(nodes: int) -> ClusterEnvironment:
-    """Where Lightning reads ranks and addresses. Left to itself it takes a batch script for an srun, and waits for the others.
-
-    Raises: ValueError: a run on several nodes was started on one of them alone.
-    """
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        return TorchElasticEnvironment()
-    if "LOCAL_RANK" not in os.environ and in_srun():
-        return SLURMEnvironment(auto_requeue=False)
-    missing = [name for name in ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if nodes > 1 and missing:
-        raise ValueError(
-            f"trainer.num_nodes={nodes}, but {', '.join(missing)} is not in the environment: start it on every node with srun "
-            "or torchrun, or set them"
-        )
-    return LightningEnvironment()

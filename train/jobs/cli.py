@@ -15,7 +15,7 @@ from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError, safe_load
 
-from train.errors import fail, message_of
+from train.errors import ERROR_FILE, fail, message_of
 
 CONF = Path(__file__).parents[2] / "conf"
 LISTED = (
@@ -74,8 +74,8 @@ def train_composed(config: DictConfig) -> None:
 
 def sweep(arguments: list[str]) -> None:
     """Every combination in turn; ends non-zero naming the jobs that failed."""
+    from train.environment import launched_from_outside
     from train.jobs.sweep import Sweep, is_swept
-    from train.ranks import launched_from_outside
     from train.signals import Signals
 
     if launched_from_outside():
@@ -110,8 +110,9 @@ def train(config: dict[str, Any]) -> None:
     from lightning.fabric.utilities.exceptions import MisconfigurationException
     from lightning.pytorch.utilities import rank_zero_only
 
+    from train.environment import launched_from_outside
     from train.jobs.launch import Failed, launch
-    from train.ranks import SaidByRankZero, launched_from_outside
+    from train.ranks import SaidByRankZero
     from train.runs.building import make_trainer
     from train.runs.run import run
     from train.signals import Interrupted
@@ -131,7 +132,7 @@ def train(config: dict[str, Any]) -> None:
         expected = isinstance(error, OSError | ValueError | FloatingPointError | MisconfigurationException | Failed)
         expected = expected or type(error).__module__.startswith("wandb")
         if not expected or os.environ.get("FACEWRIGHT_TRACEBACK"):  # a bug: the traceback says where
-            if not os.environ.get("FACEWRIGHT_ERROR_FILE"):
+            if not os.environ.get(ERROR_FILE):
                 raise
             fail(traceback.format_exc())
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -13,10 +13,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from train.errors import ERROR_FILE
 from train.signals import REQUEUE, Interrupted, Signals
 
 SCRIPT = Path(__file__).parents[2] / "train.py"
-ERROR_FILE = "FACEWRIGHT_ERROR_FILE"  # where a process leaves its error for the one that started it
 PARENT = "FACEWRIGHT_PARENT"  # that one's id
 GRACE_S = {True: 120.0, False: 3.0}  # for the others, once one has ended: after an interruption rank 0 may still be saving
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from models.files import official
+from train.environment import launched_from_outside
 from train.errors import fail
 from train.jobs import cli
 from train.jobs.config import ConfigError, check
 from train.jobs.launch import Failed, launch
 from train.jobs.sweep import is_finished
-from train.ranks import launched_from_outside
 from train.runs.rundir import RUNS
 from train.signals import Interrupted, Signals, stop_signal
 

@@ -18,7 +18,8 @@ from omegaconf import DictConfig, open_dict
 
 from train.jobs.config import ConfigError, check, plain
 from train.jobs.launch import Failed, launch
-from train.runs.rundir import RUNS, differing_keys, read_summary, saved_config, write_text
+from train.runs.differences import differing_keys
+from train.runs.rundir import RUNS, read_summary, saved_config, write_text
 from train.signals import Interrupted, stop_signal
 
 

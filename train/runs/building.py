@@ -14,14 +14,15 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 
 from models.files import official
-from train import ranks
+from train.environment import environment
 from train.ranks import say
 from train.runs.checkpoint import AtomicFiles
+from train.runs.differences import differing_keys
 from train.runs.loggers import CsvLogger
 from train.runs.nonfinite import leave_signals_to_us
 from train.runs.pictures import Pictures
 from train.runs.progress import Progress
-from train.runs.rundir import RUNS, differing_keys, saved_config, write_text
+from train.runs.rundir import RUNS, saved_config, write_text
 from train.runs.times import StepTimes
 from train.tasks.task import RestorationTask
 
@@ -110,7 +111,7 @@ def make_trainer(config: dict[str, Any]) -> L.Trainer:
             default_root_dir=directory,
             logger=loggers,
             callbacks=[*callbacks, *([Progress()] if settings["enable_progress_bar"] else [])],
-            plugins=[AtomicFiles(), ranks.environment(settings["num_nodes"])],
+            plugins=[AtomicFiles(), environment(settings["num_nodes"])],
             max_epochs=-1,
             check_val_every_n_epoch=None,  # a run is one endless epoch
             num_sanity_val_steps=0,

@@ -14,7 +14,7 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Callback
 
 from train import ranks
-from train.errors import Diverged
+from train.runs.nonfinite import Diverged
 from train.runs.rundir import set_aside, write_text
 from train.sharding import local
 from train.signals import Interrupted, stop_signal

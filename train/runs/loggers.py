@@ -138,12 +138,12 @@ class TensorBoard(Attempt, TensorBoardLogger):
 class Wandb(WandbLogger):
     """One W&B run for all attempts, whose step is our update. What was sent can't be taken back, so it is not sent again.
 
-    W&B writes its offline files from a process of its own, some seconds or 32 KiB late, and nothing in its API says how far it
-    has come before that process has ended. So an attempt counts as a whole or not at all: `wandb_sent` in the run's folder notes its
-    offline folder before its first value, and its last step after W&B has closed that folder. A folder that a killed attempt
-    left open is renamed to `killed-…`, which `wandb sync` passes over, and its values are sent anew from metrics.csv,
-    times.csv and samples/. (What was synced from it by hand before that comes twice.) Online, the server says which step
-    arrived last.
+    Offline, W&B writes its files from a process of its own, some seconds or 32 KiB late, and nothing in its API says how far it
+    has come before that process has ended. So an attempt counts as a whole or not at all: `wandb_sent` in the run's folder
+    names its offline folder before its first value is sent, and its last step after W&B has closed that folder. A folder that
+    a killed attempt left open is renamed to `killed-…`, which `wandb sync` passes over, and its values are sent anew from
+    metrics.csv, times.csv and samples/. (What was synced from it by hand before that comes twice.) Online, the server says
+    which step arrived last.
     """
 
     def __init__(self, *, save_dir: str, project: str, name: str) -> None:

@@ -10,9 +10,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from train import ranks
-from train.errors import Diverged
 from train.sharding import local
 from train.tasks.task import RestorationTask
+
+
+class Diverged(Exception):
+    """Training can't go on from these weights; the ones of the last checkpoint are good."""
+
+    def __init__(self, step: int, reason: str) -> None:
+        self.step, self.reason = step, reason
+        super().__init__(f"update {step}: {reason}")
 
 
 class NonFiniteGuard(Callback):

@@ -18,10 +18,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from train import ranks
-from train.errors import Diverged
 from train.ranks import say
 from train.runs.building import batches_of_update, build, make_task, make_trainer, prepare
-from train.runs.nonfinite import trained
+from train.runs.nonfinite import Diverged, trained
 from train.runs.rundir import RUNS, lock, release
 from train.runs.times import PARTS, StepTimes
 from train.signals import Interrupted, stop_signal

@@ -6,7 +6,8 @@ from typing import Any
 
 from train.ranks import say
 from train.runs.checkpoint import damage, load, newest_whole, step_files, step_of
-from train.runs.rundir import differing_keys, listed, read_summary, saved_config, set_aside
+from train.runs.differences import differing_keys, listed
+from train.runs.rundir import read_summary, saved_config, set_aside
 
 
 def choose_checkpoint(config: dict[str, Any], directory: Path, back_to: Path | None = None) -> Path | None:

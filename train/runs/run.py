@@ -9,14 +9,14 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_only
 
 from train import ranks
-from train.errors import Diverged
 from train.ranks import say
 from train.runs.building import build, effective_batch, make_task, make_trainer, prepare, recorded
 from train.runs.checkpoint import load
 from train.runs.curves import draw_curves
+from train.runs.differences import check_same_config
 from train.runs.loggers import Wandb
 from train.runs.memory import out_of_memory_explained
-from train.runs.nonfinite import NonFiniteGuard
+from train.runs.nonfinite import Diverged, NonFiniteGuard
 from train.runs.preflight import preflight
 from train.runs.resume import check_continues, choose_checkpoint, finished, last_good
 from train.runs.rundir import RUNS, lock, release, write_text
@@ -35,7 +35,7 @@ def run(config: dict[str, Any], trainer: L.Trainer) -> None:
     """
     with Signals(), out_of_memory_explained(config, trainer):
         ranks.join(trainer)
-        ranks.check_same_config(recorded(config))
+        check_same_config(recorded(config))
         if config["preflight"]:
             preflight(config)
             return

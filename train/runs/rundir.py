@@ -10,33 +10,7 @@ from typing import Any, TextIO
 
 from omegaconf import OmegaConf
 
-from train.ranks import flatten
-
 RUNS = Path("runs")
-# Keys that may differ between two attempts at one run: they change where and how long it runs, not what it computes.
-MAY_DIFFER = (
-    *("resume", "preflight", "logger", "checkpoint", "guard", "data.num_workers"),
-    *("trainer.max_steps", "trainer.enable_progress_bar", "trainer.accelerator", "trainer.strategy"),
-    # The effective batch is their product with data.batch_size; it must not change, and is compared on its own.
-    *("trainer.devices", "trainer.num_nodes", "trainer.accumulate_grad_batches", "data.batch_size"),
-)
-
-
-def differing_keys(before: dict[str, Any], now: dict[str, Any], may_differ: tuple[str, ...] = MAY_DIFFER) -> list[str]:
-    """`key: old -> new` for every leaf that differs, but for those that may."""
-    old, new = flatten(before), flatten(now)
-    different = []
-    for key in sorted(old.keys() | new.keys()):
-        was, is_now = (side.get(key, "absent") for side in (old, new))
-        if was != is_now and not any(key == name or key.startswith(f"{name}.") for name in may_differ):
-            different.append(f"{key}: {was} -> {is_now}")
-    return different
-
-
-def listed(different: list[str]) -> str:
-    return f"{', '.join(different[:8])}{' …' if len(different) > 8 else ''}"
-
-
 LOCK_WAIT_S = 5.0  # an attempt that was just killed may still be going down
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from models.files import official
 from tests.toy import ROOT, TINY_DATA, TINY_NETWORK, TINY_RUN, write_photographs
 from train.runs.curves import read_rows
-from train.runs.rundir import differing_keys
+from train.runs.differences import differing_keys
 
 Cli = Callable[..., tuple[int, str]]
 
