@@ -6,7 +6,7 @@ models/stylegan2.py. Letters in shapes: b batch, c channels.
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, NamedTuple, cast
 
 import torch.nn.functional as F
@@ -100,6 +100,23 @@ class GFPGAN(nn.Module):
 
     prior = "stylegan_decoder"  # the part that init.prior's weights are for
     branches = frozenset({"pyramid"})  # outputs with parameters of their own: train/tasks/adversarial.py tells DDP
+
+    @classmethod
+    def mistakes(cls, config: dict[str, Any]) -> Iterator[str]:
+        """Of a configuration that trains this network: a prior without weights. See train/jobs/config.py."""
+        init = config["init"]
+        if init.get("prior") or init["ckpt"]:
+            return
+        if "prior" in init and init["required"]:
+            yield (
+                "init.prior is not set, and this recipe starts from trained weights: give init.prior=FILE, a StyleGAN2 "
+                "(python -m models.weights fetch stylegan2_ffhq), or init.ckpt=FILE, a whole network"
+            )
+        elif config["network"]["fix_decoder"]:
+            yield (
+                "network.fix_decoder=true would freeze a prior of random weights: give init.prior=FILE or init.ckpt=FILE, or "
+                "set network.fix_decoder=false"
+            )
 
     def forward(self, lq: Tensor, *, noise: Noise = None) -> Restoration:
         """Args:    lq: (b, 3, out_size, out_size) in [0, 1].

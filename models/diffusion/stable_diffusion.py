@@ -154,7 +154,7 @@ def tokens_of(prompts: list[str], tokenizer: CLIPTokenizer | None, config: CLIPT
     return torch.tensor(rows)
 
 
-def load(path: str | Path | None, *, prediction: Prediction, tokenizer: str | Path | None = None) -> StableDiffusion:
+def load(path: str | Path, *, prediction: Prediction, tokenizer: str | Path | None = None) -> StableDiffusion:
     """Stable Diffusion 2.1-base in float32 on the CPU, from a diffusers folder or an official single file. Nothing is fetched.
 
     Args:    path: with unet/, vae/, text_encoder/ and tokenizer/ as diffusers writes them (safetensors, or .bin
@@ -164,8 +164,6 @@ def load(path: str | Path | None, *, prediction: Prediction, tokenizer: str | Pa
              tokenizer: a folder with vocab.json and merges.txt, in place of the one in `path`.
     Raises:  FileNotFoundError; CheckpointError: parts missing, or weights of another model.
     """
-    if path is None:
-        raise FileNotFoundError("no path to Stable Diffusion 2.1-base: give a diffusers folder or a single file")
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: give Stable Diffusion 2.1-base, a diffusers folder or a single file")

@@ -58,7 +58,8 @@ MISTAKES = [
     ("degradation.operators.blur.sigma_px=[12,1]", "sigma_px"),
     (
         "adversary=unet_sn",
-        "adversary: train.tasks.regression.RegressionTask trains without discriminators: choose task=adversarial, ",
+        "adversary: train.tasks.regression.RegressionTask does not read it: choose task=adversarial, "
+        "autoencoding or controllable, or leave adversary out (~adversary)",
     ),
     ("task=adversarial", "task.adversary"),
     ("task=adversarial adversary=unet_sn", "no term of loss.terms speaks of a discriminator"),
@@ -98,9 +99,12 @@ MISTAKES = [
     ("network=null", "error: network=null: give a name (python train.py --help lists them)"),
     (
         "task=adversarial",
-        "task.adversary: this task needs adversary, of which there is none: choose one, such as adversary=unet_sn",
+        "this task needs adversary, of which there is none: choose one: adversary=gfpgan, patch, stylegan2 or unet_sn",
     ),
-    ("task=autoencoding", "this task needs codebook, of which there is none: start from model=codeformer_stage1"),
+    (
+        "task=autoencoding",
+        "needs codebook, of which there is none: start from a model that has it: model=codeformer_stage1",
+    ),
     (
         "task=adversarial adversary=stylegan2",
         "out_size: it follows network.out_size, which is not there: set adversary.discriminators.image.network.out_size=VALUE",

@@ -335,7 +335,7 @@ def test_diffbir_stage_2_has_the_published_numbers(cli: Cli) -> None:
         assert (list(operators.noise.sigma_255), list(operators.jpeg.quality)) == ([0, 15], [30, 100])
     code, printed = cli("experiment=cx", *init[:2], "data.root=x")
     assert code == 1
-    assert "init.ckpt is not set, and cx starts from trained weights: give init.ckpt=FILE or a run" in printed
+    assert "init.ckpt is not set, and this recipe starts from trained weights: give init.ckpt=PATH" in printed
 
 
 @pytest.mark.parametrize("name", ["mse_lpips", "mse_lpips_id"])
@@ -439,4 +439,4 @@ def test_dtbfr_has_the_published_numbers(cli: Cli) -> None:
         assert (config.name, config.checkpoint.every_n_steps) == (f"aiialab_swinir_dtbfr{name}", 2500)
     code, printed = cli("experiment=aiialab_swinir_dtbfr", "data.root=a", "data.target_root=b")
     assert code == 1
-    assert "init.ckpt is not set, and aiialab_swinir_dtbfr starts from trained weights: give init.ckpt=FILE" in printed
+    assert "init.ckpt is not set, and this recipe starts from trained weights: give init.ckpt=PATH" in printed

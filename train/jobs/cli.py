@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import traceback
+from argparse import ArgumentParser
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError, safe_load
 
+from train.conf import CONF, choices, first_comment, groups
 from train.errors import ERROR_FILE, fail, message_of
 
-CONF = Path(__file__).parents[2] / "conf"
 LISTED = (
     *("model", "experiment", "task", "loss", "adversary", "data", "degradation", "augmentation"),
     *("network", "optimizer", "schedule", "trainer", "logger"),
@@ -171,13 +172,8 @@ def help_text() -> str:
     ]
     for group in LISTED:
         lines += ["", f"{group}="]
-        lines += [f"  {file.stem:<34}{_first_comment(file)}" for file in sorted((CONF / group).glob("*.yaml"))]
+        lines += [f"  {file.stem:<34}{first_comment(file)}" for file in choices(group)]
     return "\n".join(lines)
-
-
-def _first_comment(file: Path) -> str:
-    comments = (line[1:].strip() for line in file.read_text().splitlines() if line.startswith("#"))
-    return next((comment for comment in comments if not comment.startswith("@package")), "")
 
 
 def explain(error: Exception, arguments: list[str]) -> str:
@@ -188,10 +184,10 @@ def explain(error: Exception, arguments: list[str]) -> str:
     if options := re.search(r"Could not find '([\w./-]+)/([^'/]+)'\s+Available options in '[^']*':\s+(.*)", text, re.DOTALL):
         group, name, listed = options.group(1), options.group(2), options.group(3).split()
         return f"{group}={name}: there is no {group} of that name (there are {', '.join(listed)}){nearest(name, listed)}"
-    groups = [folder.name for folder in CONF.iterdir() if folder.is_dir()]
     if text.startswith("Config group override must be"):  # it doesn't say which
         pairs = [argument.split("=", 1) for argument in arguments if "=" in argument]
-        nameless = [f"{key}={value}" for key, value in pairs if key in groups and not isinstance(safe_load(value), str | list)]
+        chosen = [(key, value) for key, value in pairs if key in groups()]
+        nameless = [f"{key}={value}" for key, value in chosen if not isinstance(safe_load(value), str | list)]
         return f"{', '.join(nameless) or text}: give a name (python train.py --help lists them)"
     wrong = re.search(
         r"Could not \w+ '([^']+)'|Key '([^']+)' is not in struct|No match in the defaults list.*?'?([\w./]+)'?", text
@@ -200,12 +196,21 @@ def explain(error: Exception, arguments: list[str]) -> str:
         return text
     key = next(group for group in wrong.groups() if group)
     try:
-        config = plain(compose([a for a in arguments if not a.startswith("-") and a.lstrip("+~").partition("=")[0] != key]))
+        config = plain(compose([a for a in overrides_of(arguments) if a.lstrip("+~").partition("=")[0] != key]))
     except (HydraException, ValueError):  # more than one thing is wrong
         return text
     if key in valid_keys(config):
         return text  # it exists, but not for what it was given
-    return f"{key}: there is no such key{nearest(key, [*groups, *valid_keys(config)])}"
+    return f"{key}: there is no such key{nearest(key, [*groups(), *valid_keys(config)])}"
+
+
+def overrides_of(arguments: list[str]) -> list[str]:
+    """The KEY=VALUE of a command line without its options; the folder of --config-dir becomes an override too."""
+    options = ArgumentParser(add_help=False, allow_abbrev=False)
+    options.add_argument("--config-dir", "-cd")
+    known, others = options.parse_known_args(arguments)
+    searched = [f"hydra.searchpath=['file://{Path(known.config_dir).absolute()}']"] if known.config_dir else []
+    return searched + [argument for argument in others if not argument.startswith("-")]
 
 
 def compose(overrides: list[str]) -> DictConfig:

@@ -10,8 +10,7 @@ import json
 import logging
 import re
 from collections.abc import Iterator
-from pydoc import locate
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, Protocol, get_type_hints, runtime_checkable
 
 from annotated_types import Ge, Gt, Interval
 from hydra.utils import get_object
@@ -25,35 +24,15 @@ from pydantic import (
     ValidationError,
 )
 
+from train.conf import choices, choices_with, groups
+from train.tasks.start import not_given
+
 logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # get_object logs what it raises, and check reports that
 
 Node = dict[str, Any]
-GROUPS = ("model", "experiment")  # groups that place nothing under their own name
-NODES = (
-    *(
-        "task",
-        "network",
-        "loss",
-        "adversary",
-        "codebook",
-        "codes",
-        "diffusion",
-        "degradation",
-        "augmentation",
-        "data",
-        "optimizer",
-        "schedule",
-        "trainer",
-        "logger",
-        "checkpoint",
-        "guard",
-        "validation",
-    ),
-)
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_"}
 
-
-# Keys that train/runs/run.py reads itself.
+# Keys that belong to no class: the run itself reads them. Further keys of init are files that the model's nodes take.
 RUN: dict[str, Any] = {
     "name": Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._=,+-]*(/[A-Za-z0-9][A-Za-z0-9._=,+-]*)*$")],
     "seed": Annotated[int, Interval(ge=0, lt=2**32)],
@@ -64,15 +43,11 @@ RUN: dict[str, Any] = {
     "init.required": bool,
     "init.strict": bool,
     "init.parts": list[str] | None,
-    "init.stage1": str | None,
-    "init.stage2": str | None,
-    "init.stable_diffusion": str | None,
     "init.prior": str | None,
     "ema_decay": Annotated[float, Interval(ge=0, lt=1)] | None,
 }
-
-# Those of RUN that only some models have.
-STAGES = {"init.stage1", "init.stage2", "init.stable_diffusion", "init.prior"}
+# Groups that the run builds itself; the others reach it through the task, or through a node that names them.
+BUILT = {"task", "data", "trainer", "logger", "checkpoint", "guard"}
 
 # Ranges that the classes of other libraries do not state.
 RANGES: dict[str, Any] = {
@@ -93,20 +68,24 @@ RANGES: dict[str, Any] = {
     "schedule.pct_start": Annotated[float, Interval(ge=0, le=1)],
 }
 
-# What some tasks need: what brings it.
-WITH = {
-    "adversary": "choose one, such as adversary=unet_sn",
-    "codebook": "start from model=codeformer_stage1",
-    "codes": "start from a model that has it, such as model=codeformer_stage2",
-    "diffusion": "start from model=ircontrolnet_ffhq",
-}
-
 # Arguments of lightning.Trainer that the run sets itself, or that would read the same samples again.
 NOT_OURS = {
     *("callbacks", "logger", "default_root_dir", "max_epochs", "min_epochs", "check_val_every_n_epoch", "num_sanity_val_steps"),
     *("enable_checkpointing", "enable_model_summary", "use_distributed_sampler", "limit_train_batches", "overfit_batches"),
     *("fast_dev_run", "reload_dataloaders_every_n_epochs", "max_time", "min_steps"),
 }
+
+
+@runtime_checkable
+class SaysMistakes(Protocol):
+    """A class that a node names and that knows more of a configuration than its signature tells: a task, a network, …"""
+
+    @classmethod
+    def mistakes(cls, config: Node) -> Iterator[str]:
+        """What is wrong with a resolved configuration, a sentence each that names the key and the way out.
+
+        Builds nothing, and reads no file. Every key has the type that its class asks for by then.
+        """
 
 
 class ConfigError(ValueError):
@@ -123,15 +102,11 @@ def check(config: DictConfig) -> Node:
     except OmegaConfBaseException as error:
         said = str(error.msg or error).partition("\n")[0]
         if absent := re.match(r"Interpolation key '([\w.]+)' not found", said):
-            if str(error.full_key).startswith("task."):
-                said = f"this task needs {absent[1]}, of which there is none: {WITH[absent[1]]}"
-            else:
-                said = f"it follows {absent[1]}, which is not there: set {error.full_key}=VALUE"
+            said = _absent(absent[1], str(error.full_key))
         raise ConfigError(f"{error.full_key or 'config'}: {said}") from error
     if resolved.get("name") is None:
         raise ConfigError("nothing to train: choose model=NAME or experiment=NAME (python train.py --help lists them)")
-    mistakes = list(_check_run(resolved, plain(config)))
-    if mistakes:
+    if mistakes := list(_check_run(resolved, plain(config))) or list(_said_by_classes(resolved)):
         raise ConfigError("\n".join(dict.fromkeys(mistakes)))
     return resolved
 
@@ -158,8 +133,8 @@ def nearest(wrong: str, valid: list[str]) -> str:
 
 def valid_keys(config: Node) -> list[str]:
     """Every dotted key that a run with this configuration could take."""
-    init = config.get("init") or {}
-    keys = [*(key for key in RUN if key not in STAGES or key.removeprefix("init.") in init), *GROUPS]
+    init = [f"init.{key}" for key in config.get("init") or {}]
+    keys = [*(key for key in RUN if not key.startswith("init.")), *init, *groups()]
 
     def walk(path: str, value: Any) -> None:
         keys.append(path)
@@ -168,13 +143,28 @@ def valid_keys(config: Node) -> list[str]:
                 walk(f"{path}.{name}", value.get(name))
 
     for name, value in config.items():
-        if name != "task":  # its keys are interpolations of the others
+        if isinstance(value, dict) and name not in ("task", "init", "weights"):  # all keys of task stand elsewhere too
             walk(name, value)
-    return keys
+    return list(dict.fromkeys(keys))
+
+
+def _absent(key: str, needed_by: str) -> str:
+    """What to do where a node asks for a key that is not there."""
+    if not needed_by.startswith("task."):
+        return f"it follows {key}, which is not there: set {needed_by}=VALUE"
+    if key in groups():
+        choose = f"choose one: {key}={_any_of([file.stem for file in choices(key)])}"
+    else:
+        bring = choices_with("model", f"\n{key}:")
+        choose = f"start from a model that has it: model={_any_of(bring)}" if bring else f"set {key}"
+    return f"this task needs {key}, of which there is none: {choose}"
+
+
+def _any_of(names: list[str]) -> str:
+    return " or ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
 def _check_run(config: Node, raw: Node) -> Iterator[str]:
-    valid = valid_keys({name: value for name, value in config.items() if name in NODES})
     values = dict(config)
     for group, keys in (
         ("init", "init.ckpt, init.required and init.strict are the keys"),
@@ -184,70 +174,46 @@ def _check_run(config: Node, raw: Node) -> Iterator[str]:
             yield f"{group}={config.get(group)!r}: {keys}"
             return
         values |= {f"{group}.{key}": value for key, value in values.pop(group).items()}
-
-    def read(key: str) -> bool:
-        return starts[key] in str(raw)
-
-    starts = {key: f"${{init.{key}}}" for key in ("stable_diffusion", "stage1", "stage2", "ckpt") if key in raw["init"]}
-    frozen = {"stable_diffusion", "stage1"} if "diffusion" in config else set()
-    yield from _check_prior(config["name"], config["init"], config["network"])
-    waits, updates = config.get("adversary", {}).get("generator_start_step", 0), config["trainer"].get("max_steps", 0)
-    if isinstance(waits, int) and isinstance(updates, int) and waits >= updates > 0:
-        yield f"adversary.generator_start_step={waits}: trainer.max_steps={updates} ends before the generator begins: raise it"
-    if "prior" not in raw["init"]:
-        for key in starts:
-            needed = values.get("init.required") is True or key in frozen
-            given = values[f"init.{key}"] or raw["init"][key] in starts.values()
-            if needed and not given and (key == "ckpt" or read(key)):
-                what = "FILE or a diffusers folder" if key == "stable_diffusion" else "FILE or a run"
-                yield f"init.{key} is not set, and {config['name']} starts from trained weights: give init.{key}={what}"
-    for key in starts.keys() - {"ckpt"}:
-        if values[f"init.{key}"] is not None and not read(key):
-            yield f"init.{key}={values[f'init.{key}']!r}: nothing reads the key init.{key}, {config['name']} takes init.ckpt"
-    for key in NOT_OURS & config["trainer"].keys():
-        yield f"trainer.{key}={config['trainer'][key]!r} is not for a configuration: the run sets it itself"
-    precision = config["trainer"].get("precision")
-    if str(precision).startswith("64"):
-        yield f"trainer.precision={precision}: losses are computed and weights opened in float32 at most: take 32-true"
-    for part, what, tasks in (
-        ("adversary", "without discriminators", "adversarial, autoencoding or controllable"),
-        ("codes", "without codes", "codes or controllable"),
-        ("codebook", "without a look at a codebook", "autoencoding"),
-        ("diffusion", "without a diffusion model", "control"),
-    ):
-        if part in config and part not in config["task"]:
-            yield f"{part}: {config['task'].get('_target_')} trains {what}: choose task={tasks}, or leave {part} out (~{part})"
+    read = {name: value for name, value in config.items() if _is_read(name, raw)}
+    given = config["init"].items()
+    files = {key for key, value in given if f"init.{key}" in RUN or value is None or _is_read(f"init.{key}", raw)}
+    valid = valid_keys({**read, "init": dict.fromkeys(files)})
+    yield from _check_trainer(config["trainer"])
     for key, value in raw["task"].items():
         if key not in HYDRA_KEYS and value != f"${{{key}}}":
             yield f"task.{key}={value!r}: conf/task wires the groups together; set {key} instead"
     for name, value in values.items():
         if name in RUN:
             yield from _check_value(name, value, RUN[name])
-        elif name in NODES:
+        elif name.removeprefix("init.") in files:
+            yield from _check_value(name, value, str | None)
+        elif isinstance(value, dict) and name in read:
             yield from _check_tree(name, value, raw[name], Node, valid)
+        elif isinstance(value, dict) and (tasks := choices_with("task", f"${{{name}}}")):
+            task = config["task"].get("_target_")
+            yield f"{name}: {task} does not read it: choose task={_any_of(tasks)}, or leave {name} out (~{name})"
         else:
             yield f"{name}={value!r}: nothing reads the key {name}{nearest(name, valid)}"
 
 
-def _check_prior(name: str, init: Node, network: Node) -> Iterator[str]:
-    """Of a generative prior within the network, whose class names it (GFPGAN.prior): its own file, or all of the network's."""
-    prior, whole = init.get("prior"), init["ckpt"]
-    if prior and whole:
-        yield f"init.prior={prior} and init.ckpt={whole}: the second holds a prior as well; give one of them"
-    if prior and not hasattr(locate(str(network.get("_target_"))), "prior"):
-        yield f"init.prior={prior}: {network.get('_target_')} has no prior within: choose network=gfpgan, or give init.ckpt"
-    if prior or whole:
-        return
-    if "prior" in init and init["required"] is True:
-        yield (
-            f"init.prior is not set, and {name} starts from trained weights: give init.prior=FILE, a StyleGAN2 "
-            "(python -m models.weights fetch stylegan2_ffhq), or init.ckpt=FILE, a whole network"
-        )
-    elif network.get("fix_decoder") is True:
-        yield (
-            "network.fix_decoder=true would freeze a prior of random weights: give init.prior=FILE or init.ckpt=FILE, or set "
-            "network.fix_decoder=false"
-        )
+def _check_trainer(trainer: Node) -> Iterator[str]:
+    for key in NOT_OURS & trainer.keys():
+        yield f"trainer.{key}={trainer[key]!r} is not for a configuration: the run sets it itself"
+    precision = trainer.get("precision")
+    if str(precision).startswith("64"):
+        yield f"trainer.precision={precision}: losses are computed and weights opened in float32 at most: take 32-true"
+
+
+def _said_by_classes(config: Node) -> Iterator[str]:
+    for node in config.values():
+        if _is_node(node) and isinstance(target := get_object(node["_target_"]), SaysMistakes):
+            yield from target.mistakes(config)
+
+
+def _is_read(name: str, raw: Node) -> bool:
+    """Whether the run builds a group (or takes a key of init), or a node outside of it names it."""
+    others = str({key: value for key, value in raw.items() if key != name})
+    return name in BUILT or f"${{{name}}}" in others or f"${{{name}." in others
 
 
 def _is_node(value: Any) -> bool:
@@ -303,7 +269,9 @@ def _check_tree(path: str, value: Any, raw: Any, annotation: Any, valid: list[st
                 others = [key for key in valid if key != full and not key.startswith(f"{full}.") and key.startswith(path)]
                 yield f"{full}={child!r} has no _target_, so nothing reads it{nearest(full, others)}"
     else:
-        yield from _check_value(path, value, RANGES.get(path, annotation))
+        mistakes = list(_check_value(path, value, RANGES.get(path, annotation)))
+        given = re.fullmatch(r"\$\{init\.(\w+)\}", raw) if isinstance(raw, str) and value is None else None
+        yield from [not_given(given[1])] if mistakes and given else mistakes
 
 
 def _check_value(path: str, value: Any, annotation: Any) -> Iterator[str]:

@@ -13,9 +13,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 
-from models.files import official
 from train.environment import environment
-from train.ranks import say
 from train.runs.checkpoint import AtomicFiles
 from train.runs.differences import differing_keys
 from train.runs.loggers import CsvLogger
@@ -24,6 +22,7 @@ from train.runs.pictures import Pictures
 from train.runs.progress import Progress
 from train.runs.rundir import RUNS, saved_config, write_text
 from train.runs.times import StepTimes
+from train.tasks.start import load_start
 from train.tasks.task import RestorationTask
 
 
@@ -35,7 +34,12 @@ def recorded(config: dict[str, Any]) -> dict[str, Any]:
 def batches_of_update(config: dict[str, Any]) -> int:
     """Batches that a device reads for one generator update."""
     accumulated: int = config["trainer"]["accumulate_grad_batches"]
-    return accumulated * config.get("adversary", {}).get("steps_per_update", 1)
+    return accumulated * task_class(config).steps_per_update(config)
+
+
+def task_class(config: dict[str, Any]) -> type[RestorationTask]:
+    found: type[RestorationTask] = get_class(config["task"]["_target_"])
+    return found
 
 
 def effective_batch(config: dict[str, Any], trainer: L.Trainer) -> int:
@@ -52,16 +56,9 @@ def make_task(config: dict[str, Any], trainer: L.Trainer, fresh: bool = True) ->
     task: RestorationTask = build(config["task"])
     task.config, task.effective_batch = recorded(config), effective_batch(config, trainer)
     if fresh:
-        init, network = config["init"], task.network
-        if init["ckpt"]:
-            report = official.load_into(network, init["ckpt"], strict=init["strict"], parts=init["parts"])
-            say(f"init.ckpt={init['ckpt']}: {report}")
-        if prior := init.get("prior"):
-            part: Any = network.prior  # its name: train/jobs/config.py saw that there is one
-            report = official.load_into(network.get_submodule(part), prior, strict=init["strict"])
-            say(f"init.prior={prior}: {report}")
+        load_start(task.network, config["init"])
         if task.ema:
-            task.ema.average.load_state_dict(network.state_dict())
+            task.ema.average.load_state_dict(task.network.state_dict())
         task.check_start()
     return task
 
@@ -98,8 +95,7 @@ def make_trainer(config: dict[str, Any]) -> L.Trainer:
     # Lightning counts batches between validations; a recipe counts generator updates.
     batches = batches_of_update(config)
     settings = {**settings, "accumulate_grad_batches": batches, "val_check_interval": settings["val_check_interval"] * batches}
-    task: Any = get_class(config["task"]["_target_"])
-    if settings["strategy"] == "ddp" and task.unused_parameters(config):
+    if settings["strategy"] == "ddp" and task_class(config).unused_parameters(config):
         settings["strategy"] = "ddp_find_unused_parameters_true"
     shown = {} if config["preflight"] else config["logger"]  # the numbers of a preflight are not the run's
     loggers = [CsvLogger(directory=str(directory)), *(build(node) for node in shown.values())]

@@ -19,7 +19,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from train import ranks
 from train.ranks import say
-from train.runs.building import batches_of_update, build, make_task, make_trainer, prepare
+from train.runs.building import batches_of_update, build, make_task, make_trainer, prepare, task_class
 from train.runs.nonfinite import Diverged, trained
 from train.runs.rundir import RUNS, lock, release
 from train.runs.times import PARTS, StepTimes
@@ -80,7 +80,7 @@ def preflight(config: dict[str, Any]) -> None:
         "name": str(name.with_name(f".{name.name}.preflight")),  # a name that no run can have
         "trainer": {**config["trainer"], "max_steps": updates, "val_check_interval": updates, "enable_progress_bar": False},
         "checkpoint": {**config["checkpoint"], "every_n_steps": updates, "every_s": None},
-        "task": with_discriminators(config),
+        "task": task_class(config).from_the_start(config),
     }
     directory, held = RUNS / short["name"], []
     ranks.decided_by_rank_zero(lambda: held.append(lock(directory)))
@@ -102,16 +102,6 @@ def preflight(config: dict[str, Any]) -> None:
         for file in held:
             shutil.rmtree(directory, ignore_errors=True)
             release(file, directory)
-
-
-def with_discriminators(config: dict[str, Any]) -> dict[str, Any]:
-    """The task, whose generator and discriminators all take part at once if they will in the run."""
-    task: dict[str, Any] = config["task"]
-    if "adversary" not in task:
-        return task
-    starts = {key: task["adversary"][key] for key in ("start_step", "generator_start_step")}
-    early = {key: 0 for key, step in starts.items() if step < config["trainer"]["max_steps"]}
-    return {**task, "adversary": {**task["adversary"], **early}}
 
 
 def count_activations(task: RestorationTask) -> dict[int, int]:

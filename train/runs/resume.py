@@ -1,6 +1,7 @@
 """Where an attempt at a run goes on: which checkpoint, and whether it fits the configuration."""
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +61,10 @@ def _go_back_to(checkpoint: Path, folder: Path) -> Path:
     return checkpoint
 
 
-def check_continues(name: str, saved: dict[str, Any], config: dict[str, Any], effective_batch: int) -> None:
-    """Raises ValueError when a checkpoint can't go on under this configuration."""
-    parts = ("network", "ema_decay", "optimizer", "adversary")
+def check_continues(
+    name: str, saved: dict[str, Any], config: dict[str, Any], parts: Collection[str], effective_batch: int
+) -> None:
+    """Raises ValueError when a checkpoint can't go on under this configuration. parts: groups that must be as they were."""
     before, now = ({part: c.get(part) for part in parts} for c in (saved["config"], config))
     different = differing_keys(before, now)
     if saved["effective_batch"] != effective_batch:

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from train import ranks
 from train.ranks import say
-from train.runs.building import build, effective_batch, make_task, make_trainer, prepare, recorded
+from train.runs.building import build, effective_batch, make_task, make_trainer, prepare, recorded, task_class
 from train.runs.checkpoint import load
 from train.runs.curves import draw_curves
 from train.runs.differences import check_same_config
@@ -60,7 +60,7 @@ def attempt(config: dict[str, Any], trainer: L.Trainer, directory: Path, back_to
     checkpoint = ranks.decided_by_rank_zero(lambda: choose_checkpoint(record, directory, back_to))
     saved = load(checkpoint) if checkpoint else None
     if saved:
-        check_continues(f"{checkpoint}", saved, record, batch)
+        check_continues(f"{checkpoint}", saved, record, task_class(config).kept, batch)
         if finished(saved["global_step"], config, directory):
             return
     task = make_task(config, trainer, fresh=checkpoint is None)

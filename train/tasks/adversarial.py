@@ -31,6 +31,20 @@ class AdversarialTask(RestorationTask):
     """
 
     offers = RestorationTask.offers | {"fake_logits", "fake_features", "real_features"}
+    kept = (*RestorationTask.kept, "adversary")
+
+    @staticmethod
+    def steps_per_update(config: dict[str, Any]) -> int:
+        """Of the discriminators; the generator's comes with the last of them."""
+        steps: int = config["adversary"]["steps_per_update"]
+        return steps
+
+    @staticmethod
+    def from_the_start(config: dict[str, Any]) -> dict[str, Any]:
+        node: dict[str, Any] = config["task"]
+        starts = {key: node["adversary"][key] for key in ("start_step", "generator_start_step")}
+        early = {key: 0 for key, step in starts.items() if step < config["trainer"]["max_steps"]}
+        return {**node, "adversary": {**node["adversary"], **early}}
 
     def __init__(
         self,

@@ -69,21 +69,19 @@ class Codes(nn.Module):
             family: what the teacher is: vqgan, or codeformer (DT-BFR's own copy of what it fine-tunes).
             phases: name -> phase, one after the other.
             w, adain: of the validation, see models/codeformer.py.
-    Raises: ValueError: there is no teacher, or it is something else; phases that do not follow each other.
+    Raises: ValueError: the teacher is something else; phases that do not follow each other.
     """
 
     def __init__(
         self,
         *,
-        teacher: str | None,
+        teacher: str,
         family: Literal["vqgan", "codeformer"],
         phases: dict[str, Phase],
         w: Fidelity,
         adain: bool,
     ) -> None:
         super().__init__()
-        if not teacher:
-            raise ValueError("codes.teacher is not set: give the run or file whose codes are to be predicted")
         ends = [phase.until_step for phase in phases.values()]
         bounds = [end for end in ends[:-1] if end is not None]
         if not ends or ends[-1] is not None or len(bounds) < len(ends) - 1 or bounds != sorted(set(bounds)):

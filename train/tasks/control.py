@@ -32,15 +32,11 @@ class FirstStage(nn.Module):
 
     Args:   path: a run or official file of a restorer that keeps the size: SwinIR, CodeFormer, GFPGAN, ELAN x1.
             w, adain: of a CodeFormer, see models/codeformer.py; the others have no use for them.
-    Raises: ValueError: there is no path, or something else than a restorer in it.
+    Raises: ValueError: the path holds something else than a restorer.
     """
 
-    def __init__(self, *, path: str | None, w: Annotated[float, Ge(0)], adain: bool) -> None:
+    def __init__(self, *, path: str, w: Annotated[float, Ge(0)], adain: bool) -> None:
         super().__init__()
-        if not path:
-            raise ValueError(
-                "init.stage1 is not set: give a trained restorer, a run such as runs/swinir_ffhq or an official file"
-            )
         self.path, self.network = path, official.build(path)
         arguments = inspect.signature(self.network.forward).parameters
         if "lq" not in arguments:

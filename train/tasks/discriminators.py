@@ -199,6 +199,13 @@ class Adversary(nn.Module):
         self.start_step, self.steps_per_update, self.leak, self.alarm = start_step, steps_per_update, leak, alarm
         alarm.register(list(discriminators))
 
+    @classmethod
+    def mistakes(cls, config: dict[str, Any]) -> Iterator[str]:
+        """A generator that never begins. See RestorationTask.mistakes."""
+        waits, updates = config["adversary"]["generator_start_step"], config["trainer"]["max_steps"]
+        if waits >= updates:
+            yield f"adversary.generator_start_step={waits}: trainer.max_steps={updates} ends before the generator begins"
+
     @property
     def networks(self) -> dict[str, nn.Module]:
         return {name: each.network for name, each in self.discriminators.items()}

@@ -1,7 +1,7 @@
 """What every training task shares: the network, its EMA, validation, and how terms are logged."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pydoc import locate
 from typing import Annotated, Any
 
@@ -20,6 +20,7 @@ from train.tasks.calling import check_arguments, named_outputs, outputs
 from train.tasks.draws import Draws
 from train.tasks.ema import EMA
 from train.tasks.row import Row
+from train.tasks.start import start_mistakes
 from train.tasks.validation import Validation, check_scale
 
 # Keys of data for what was made of images before, which only some tasks train on.
@@ -45,6 +46,8 @@ class RestorationTask(L.LightningModule):
     inputs = 1
     # Tensors that terms of the loss may name; those that the network returns besides come on top.
     offers: frozenset[str] = frozenset({"restored", "hq", "lq"}) | GRADED
+    # Groups whose weights and optimizers a checkpoint holds: another one can't go on from it.
+    kept: tuple[str, ...] = ("network", "ema_decay", "optimizer")
     # Of MADE_BEFORE.
     reads: frozenset[str] = frozenset()
 
@@ -79,6 +82,28 @@ class RestorationTask(L.LightningModule):
         # The resolved config and the samples an update consumes, of all ranks: saved in every checkpoint.
         self.config: dict[str, Any] = {}
         self.effective_batch = 0
+
+    @classmethod
+    def mistakes(cls, config: dict[str, Any]) -> Iterator[str]:
+        """What would fail, or do nothing, in a run of this task with a resolved configuration; a sentence each.
+
+        train/jobs/config.py asks before anything is built or read. Subclasses add what they know.
+        """
+        yield from start_mistakes(config)
+        for key in MADE_BEFORE:
+            if key not in cls.reads and (value := config["data"].get(key)) is not None:
+                yield f"data.{key}={value}: {cls.__name__} trains without: set data.{key}=null"
+
+    @staticmethod
+    def steps_per_update(config: dict[str, Any]) -> int:
+        """Optimizer steps in an update, each on batches of its own."""
+        return 1
+
+    @staticmethod
+    def from_the_start(config: dict[str, Any]) -> dict[str, Any]:
+        """The task's node, in which all that the run comes to train trains at once: what a preflight measures."""
+        node: dict[str, Any] = config["task"]
+        return node
 
     @staticmethod
     def unused_parameters(config: dict[str, Any]) -> bool:
@@ -132,12 +157,6 @@ class RestorationTask(L.LightningModule):
         if self.trainer.training:
             self.unreadable += int(batch["unreadable"].sum())
         return batch
-
-    def on_fit_start(self) -> None:
-        """Raises ValueError: what the data bring would be read for nothing."""
-        for key in MADE_BEFORE:
-            if key not in self.reads and (value := self.config.get("data", {}).get(key)) is not None:
-                raise ValueError(f"data.{key}={value}: {type(self).__name__} trains without: set data.{key}=null")
 
     def on_train_start(self) -> None:
         self._row_after = self.trainer.global_step

@@ -188,12 +188,15 @@ STAGE2 = ["model=codeformer_stage2", *AUTOENCODER, *RUN, *TRANSFORMER, "data.roo
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ([], "init.stage1 is not set, and codeformer_stage2 starts from trained weights: give init.stage1=FILE or a run"),
+        ([], "init.stage1 is not set, and this recipe starts from trained weights: give init.stage1=PATH"),
         (["init.stage1=nowhere"], "nowhere does not exist"),
         (["init.stage1=CHAIN/stage2"], "holds a codeformer network where vqgan is wanted"),
         (["init.stage1=CHAIN/stage1", "network.codebook_size=8"], "does not fit CodeFormer"),
         (["init.stage1=CHAIN/stage1", "init.stage2=x"], "init.stage2: there is no such key; did you mean init.stage1?"),
-        (["init.stage1=CHAIN/stage1", "+codebook.restart=true"], "trains without a look at a codebook"),
+        (
+            ["init.stage1=CHAIN/stage1", "+codebook.restart=true"],
+            "Task does not read it: choose task=autoencoding",
+        ),
         (["init.stage1=CHAIN/stage1", "init.required=false", "init.ckpt=null"], "another codebook than the network"),
         (["init.stage1=CHAIN/stage1", "codes.phases.codes.until_step=5"], "the last until_step is null"),
         (["init.stage1=CHAIN/stage1", "codes.teacher=OTHER"], "another codebook than the network"),

@@ -407,9 +407,9 @@ def spoiled(given: Path, folder: Path, what: str) -> list[str]:
     [
         (
             ["init.stable_diffusion=null"],
-            "init.stable_diffusion is not set, and run starts from trained weights: give init.stable_diffusion=FILE or a diff",
+            "init.stable_diffusion is not set, and this recipe starts from trained weights: give init.stable_diffusion=PATH",
         ),
-        (["init.stage1=null"], "init.stage1 is not set, and run starts from trained weights: give init.stage1=FILE or a run"),
+        (["init.stage1=null"], "init.stage1 is not set, and this recipe starts from trained weights: give init.stage1=PATH"),
         (["init.stable_diffusion=nowhere"], "nowhere does not exist: give Stable Diffusion 2.1-base"),
         (["init.stage1=nowhere"], "nowhere does not exist"),
         ("SD 1.5", "sd is not Stable Diffusion 2.1-base: it is of Stable Diffusion 1 (text of width 768); take 2.1-base"),
@@ -434,7 +434,7 @@ def spoiled(given: Path, folder: Path, what: str) -> list[str]:
         (["loss=mse"], "loss.terms.mse needs ['restored'], but ControlTask offers only ['hq', 'lq', 'predicted', 'target']"),
         (
             ["task=regression"],
-            "diffusion: train.tasks.regression.RegressionTask trains without a diffusion model: choose task=control",
+            "diffusion: train.tasks.regression.RegressionTask does not read it: choose task=control",
         ),
         (
             ["task=regression", "~diffusion", "init.stage1=null", "init.stable_diffusion=null", "loss=mse"],

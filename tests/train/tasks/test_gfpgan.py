@@ -22,7 +22,6 @@ from tests.train.runs.victim import Moment
 from train.jobs.cli import compose
 from train.jobs.config import plain
 from train.runs.curves import read_rows
-from train.runs.preflight import with_discriminators
 from train.tasks.adversarial import AdversarialTask
 from train.tasks.discriminators import Discriminator
 
@@ -131,7 +130,7 @@ def test_boxes_are_needed(given: Path, cli: Cli) -> None:
 
 def test_a_run_starts_from_a_prior_or_from_a_whole_network(given: Path, cli: Cli) -> None:
     for more, message in (
-        (["init.prior=null"], "init.prior is not set, and run starts from trained weights: give init.prior=FILE"),
+        (["init.prior=null"], "init.prior is not set, and this recipe starts from trained weights: give init.prior=FILE"),
         ([f"init.ckpt={given}/clean.pth"], "the second holds a prior as well; give one of them"),
         ([f"init.prior={given}/clean.pth"], "does not fit StyleGAN2Generator"),
         (["init.prior=nowhere.pth"], "nowhere.pth does not exist"),
@@ -211,7 +210,9 @@ def test_a_preflight_measures_both_sides() -> None:
             "task": {"adversary": {"start_step": 0, "generator_start_step": 2000, "leak": False}},
             "trainer": {"max_steps": updates},
         }
-        assert with_discriminators(config) == {"adversary": {"start_step": 0, "generator_start_step": held, "leak": False}}
+        assert AdversarialTask.from_the_start(config) == {
+            "adversary": {"start_step": 0, "generator_start_step": held, "leak": False}
+        }
 
 
 PATH = "+loss.terms.path={_target_: losses.adversarial.PathLength, weight: 8.0, every_n_steps: 2, decay: 0.01}"

@@ -1,0 +1,52 @@
+"""The weights that a fresh run starts from: init.ckpt for the network, init.prior for a generative prior within it."""
+
+from collections.abc import Iterator
+from pydoc import locate
+from typing import Any, Protocol, runtime_checkable
+
+from torch import nn
+
+from models.files import official
+from train.ranks import say
+
+
+@runtime_checkable
+class HasPrior(Protocol):
+    """A network with a generative prior within, such as GFPGAN's StyleGAN2, whose own file may give it its weights."""
+
+    prior: str  # the name of that part
+
+
+def load_start(network: nn.Module, init: dict[str, Any]) -> None:
+    """Puts the files of init into the network, and says how many keys matched.
+
+    Raises: what models.files.official.load_into raises.
+    """
+    if init["ckpt"]:
+        report = official.load_into(network, init["ckpt"], strict=init["strict"], parts=init["parts"])
+        say(f"init.ckpt={init['ckpt']}: {report}")
+    if init.get("prior"):
+        assert isinstance(network, HasPrior)  # or start_mistakes would have refused it
+        report = official.load_into(network.get_submodule(network.prior), init["prior"], strict=init["strict"])
+        say(f"init.prior={init['prior']}: {report}")
+
+
+def not_given(key: str) -> str:
+    """The sentence for a file that a recipe starts from and that nobody has named."""
+    return (
+        f"init.{key} is not set, and this recipe starts from trained weights: give init.{key}=PATH "
+        "(a run, a file, or a folder of weights)"
+    )
+
+
+def start_mistakes(config: dict[str, Any]) -> Iterator[str]:
+    """What is wrong with init in a resolved configuration, a sentence each."""
+    init, target = config["init"], config["network"]["_target_"]
+    prior, whole = init.get("prior"), init["ckpt"]
+    if prior and whole:
+        yield f"init.prior={prior} and init.ckpt={whole}: the second holds a prior as well; give one of them"
+    if prior and not isinstance(locate(target), HasPrior):
+        yield f"init.prior={prior}: {target} has no prior within: choose network=gfpgan, or give init.ckpt"
+    if init["required"] and not prior and not whole and "prior" not in init:
+        others = [key for key in init if key not in ("ckpt", "required", "strict", "parts") and init[key] is None]
+        yield from map(not_given, others or ["ckpt"])  # ckpt follows one of the others where there are some
