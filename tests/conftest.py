@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.toy import draw_no_curves
+
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of as many processes as there are cores; torch reads it when it is imported
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -24,14 +26,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, str]]:
     """A script's main in this process, in an empty folder: main and arguments in, (exit code, everything printed) out."""
+    without_curves = "draws_curves" not in request.fixturenames
 
     def call(main: Callable[[], None], *arguments: str) -> tuple[int, str]:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", ["script.py", *arguments])
         capfd.readouterr()
+        if main.__module__.startswith("train.") and without_curves:
+            draw_no_curves(monkeypatch.setattr)
         try:
             main()
             code = 0
@@ -43,6 +48,11 @@ def command(
         return code, printed.out + printed.err
 
     return call
+
+
+@pytest.fixture
+def draws_curves() -> None:
+    """For a test that looks at curves.png, which is not drawn for the others."""
 
 
 @pytest.fixture

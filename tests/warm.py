@@ -19,7 +19,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from types import SimpleNamespace
 
-from tests.toy import ROOT
+from tests.toy import ROOT, draw_no_curves
 
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
 PRELOADED = ["torch", "lightning", "torchmetrics", "torchvision", "hydra", "tensorboard", "matplotlib.pyplot", "cv2", "scipy"]
@@ -87,8 +87,6 @@ def _become_train_py(
 ) -> None:
     """In a fresh fork of the server."""
     import train.jobs.launch
-    import train.runs.loggers
-    import train.runs.run
 
     os.environ.clear()
     os.environ.update(environment)
@@ -98,9 +96,7 @@ def _become_train_py(
         os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT), descriptor)
     multiprocessing.set_start_method("fork", force=True)  # of the data workers: else they would come from the server too
     train.jobs.launch.subprocess = SimpleNamespace(Popen=ForkedRank)  # type: ignore[attr-defined]
-    # curves.png takes longer than all updates; what it shows is in metrics.csv
-    for module in (train.runs.loggers, train.runs.run):
-        module.draw_curves = lambda *_: None  # type: ignore[attr-defined, assignment]
+    draw_no_curves()
     if before:
         before()
     sys.exit(_main([str(ROOT / "train.py"), *arguments]))

@@ -67,6 +67,7 @@ def test_the_weights_of_a_prior_go_where_the_network_says(cli: Cli, tmp_path: Pa
     assert "init.prior=prior.pth: models.swinir.SwinIR has no prior within: choose network=gfpgan, or give init" in printed
 
 
+@pytest.mark.usefixtures("draws_curves")
 def test_a_run_leaves_what_it_promises(cli: Cli, tmp_path: Path, photographs: Path) -> None:
     code, printed = cli(*RUN, f"data.root={photographs}", "trainer.accumulate_grad_batches=2", "trainer.val_check_interval=1")
     assert code == 0, printed
