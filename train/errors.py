@@ -20,6 +20,14 @@ def message_of(error: Exception) -> str:
     return text.rpartition(f"\n{name}: ")[2].strip()
 
 
+def not_given(key: str) -> str:
+    """The sentence for a file that a recipe starts from and that nobody has named."""
+    return (
+        f"init.{key} is not set, and this recipe starts from trained weights: give init.{key}=PATH "
+        "(a run, a file, or a folder of weights)"
+    )
+
+
 def fail(message: str) -> NoReturn:
     """Ends the process with exit code 1 and this message: on stderr, or where the process that started this one reads it."""
     if file := os.environ.get(ERROR_FILE):

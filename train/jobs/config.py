@@ -25,7 +25,7 @@ from pydantic import (
 )
 
 from train.conf import choices, choices_with, groups
-from train.tasks.start import not_given
+from train.errors import not_given
 
 logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # get_object logs what it raises, and check reports that
 

@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import nn
 
 from models.files import official
+from train.errors import not_given
 from train.ranks import say
 
 
@@ -29,14 +30,6 @@ def load_start(network: nn.Module, init: dict[str, Any]) -> None:
         assert isinstance(network, HasPrior)  # or start_mistakes would have refused it
         report = official.load_into(network.get_submodule(network.prior), init["prior"], strict=init["strict"])
         say(f"init.prior={init['prior']}: {report}")
-
-
-def not_given(key: str) -> str:
-    """The sentence for a file that a recipe starts from and that nobody has named."""
-    return (
-        f"init.{key} is not set, and this recipe starts from trained weights: give init.{key}=PATH "
-        "(a run, a file, or a folder of weights)"
-    )
 
 
 def start_mistakes(config: dict[str, Any]) -> Iterator[str]:
