@@ -185,7 +185,7 @@ def _check_run(config: Node, raw: Node) -> Iterator[str]:
     for name, value in values.items():
         if name in RUN:
             yield from _check_value(name, value, RUN[name])
-        elif name.removeprefix("init.") in files:
+        elif name.startswith("init.") and name.removeprefix("init.") in files:
             yield from _check_value(name, value, str | None)
         elif isinstance(value, dict) and name in read:
             yield from _check_tree(name, value, raw[name], Node, valid)
