@@ -1,4 +1,4 @@
-"""Terms of a generator against discriminators, and of discriminators; logits have any shape and range."""
+"""Terms of a generator against discriminators, and of discriminators. Logits have any shape and range."""
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
@@ -47,8 +47,9 @@ class Adversarial(Loss):
     """The generator's term against one discriminator.
 
     Args: of: the discriminator's name in adversary.discriminators.
-          adaptive_at: name of a parameter of the generator, usually the last layer's weight: there the gradient of this term is
-              made as long as that of the others, at most `weight` times its own length (VQGAN); null: weight alone counts.
+          adaptive_at: name of a parameter of the generator, usually the last layer's weight. There the gradient of this term is
+              scaled to the length of the other terms' gradient, but to no more than `weight` times its own length (VQGAN).
+              null: weight alone counts.
     """
 
     def __init__(self, *, weight: Weight, kind: Kind, of: str, adaptive_at: str | None) -> None:
@@ -56,6 +57,7 @@ class Adversarial(Loss):
         self.kind, self.of, self.adaptive_at = kind, of, adaptive_at
 
     def forward(self, fake_logits: Mapping[str, Tensor]) -> Tensor:
+        """fake_logits: discriminator's name -> its logits of restored images, such as (b, 1, h, w) or (b, 1). A scalar out."""
         return fooled(fake_logits[self.of], self.kind)
 
     @staticmethod
@@ -72,21 +74,22 @@ class Adversarial(Loss):
 
 
 class Discriminate(Loss):
-    """The discriminator's term: real and restored images, added and not halved."""
+    """The discriminator's term: what it minimises on real and on restored images, added and not halved."""
 
     def __init__(self, *, weight: Weight, kind: Kind) -> None:
         super().__init__(weight=weight)
         self.kind = kind
 
     def forward(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+        """Logits of real and of restored images, such as (b, 1, h, w) or (b, 1), to a scalar."""
         return judged_real(real_logits, self.kind) + judged_fake(fake_logits, self.kind)
 
 
 class R1(Loss):
     """Squared norm of the discriminator's gradient at real images, mean over the batch (Mescheder et al. 2018, eq. 9).
 
-    It counts weight / 2 in every update on average: weight / 2 * every_n_steps in updates that every_n_steps divides, and the
-    others go without (Karras et al. 2020, section 4.1).
+    On average it counts weight / 2 in each update. Only updates whose number every_n_steps divides compute it, and there it
+    counts weight / 2 * every_n_steps (Karras et al. 2020, section 4.1).
     """
 
     def __init__(self, *, weight: Weight, every_n_steps: Annotated[int, Ge(1)]) -> None:
@@ -98,19 +101,19 @@ class R1(Loss):
         return None if weight is None or update % self.every_n_steps else weight / 2 * self.every_n_steps
 
     def forward(self, real: Tensor, real_logits: Tensor) -> Tensor:
-        """real: (b, 3, h, w) that requires a gradient, and of which real_logits were made."""
+        """real: (b, 3, h, w), which requires a gradient. real_logits: of it, such as (b, 1, h, w) or (b, 1). A scalar out."""
         (slope,) = torch.autograd.grad(real_logits.sum(), real, create_graph=torch.is_grad_enabled())
         return slope.square().flatten(1).sum(1).mean()
 
 
 class PathLength(Loss):
-    """How unlike a step of one size in the latent moves different images (Karras et al. 2020, eq. 4).
+    """How much the change of an image by a step in the latent differs from image to image (Karras et al. 2020, eq. 4).
 
-    Lazily as R1: weight * every_n_steps in updates that every_n_steps divides. The target is the running mean of the lengths of
-    the updates before, which checkpoints keep. At images in [-1, 1] lengths are twice as large: the published weight of 2 is
-    8 here.
+    It is computed as rarely as R1, with weight * every_n_steps in updates whose number every_n_steps divides. The target is the
+    running mean of the lengths in earlier updates, which checkpoints keep. For images in [-1, 1], as published, lengths are
+    twice as large as for ours in [0, 1]: the published weight of 2 is 8 here.
 
-    Args: decay: share of an update's mean in the running one, 0.01 as published.
+    Args: decay: share of an update's mean in the running mean, 0.01 as published.
     """
 
     def __init__(
@@ -118,17 +121,17 @@ class PathLength(Loss):
     ) -> None:
         super().__init__(weight=weight)
         self.every_n_steps, self.decay = every_n_steps, decay
-        self.sample_seeds: list[int] = []  # of the batch at hand: a sample's noise follows from its own alone
+        self.sample_seeds: list[int] = []  # of the current batch, one a sample, from which the sample's noise follows
         self.mean_length: Tensor
         self.register_buffer("mean_length", torch.zeros(()))
-        self._lengths: list[Tensor] = []  # of the update at hand
+        self._lengths: list[Tensor] = []  # (b,) for each micro-batch of the update under way
 
     def weight_at(self, update: int) -> float | None:
         weight = super().weight_at(update)
         return None if weight is None or update % self.every_n_steps else weight * self.every_n_steps
 
     def forward(self, restored: Tensor, latent: Tensor) -> Tensor:
-        """restored: (b, 3, h, w), made of latent (b, layers, n)."""
+        """restored: (b, 3, h, w), made of latent (b, layers, n), whose graph is needed. A scalar out."""
         _, *shape = restored.shape
         rngs = [torch.Generator(restored.device).manual_seed(seed ^ 1) for seed in self.sample_seeds]
         noise = torch.stack([torch.randn(shape, generator=rng, device=restored.device) for rng in rngs])
@@ -141,7 +144,7 @@ class PathLength(Loss):
             return (lengths - self.mean_length).square().mean()
 
     def after_update(self, skipped: bool) -> None:
-        """One running mean for all ranks, and for all batches of an update."""
+        """Updates the running mean, which is the same on all ranks and covers all micro-batches of an update."""
         if self._lengths and not skipped:
             mean = torch.cat(self._lengths).mean()
             if dist.is_initialized():
@@ -152,12 +155,16 @@ class PathLength(Loss):
 
 
 class FeatureMatching(Loss):
-    """L1 between a discriminator's features of restored and of real images, mean over its layers (Wang et al. 2018, eq. 4)."""
+    """L1 between a discriminator's features of restored and of real images, mean over its layers (Wang et al. 2018, eq. 4).
+
+    Args: of: the discriminator's name in adversary.discriminators.
+    """
 
     def __init__(self, *, weight: Weight, of: str) -> None:
         super().__init__(weight=weight)
         self.of = of
 
     def forward(self, fake_features: Mapping[str, Sequence[Tensor]], real_features: Mapping[str, Sequence[Tensor]]) -> Tensor:
+        """Both: discriminator's name -> its layers' features (b, c, h, w), of restored and of real images. A scalar out."""
         pairs = zip(fake_features[self.of], real_features[self.of], strict=True)
         return torch.stack([F.l1_loss(fake.float(), real.float().detach()) for fake, real in pairs]).mean()

@@ -10,10 +10,10 @@ from losses.weighted import Loss, Weight
 
 
 class Codebook(Loss):
-    """Brings codes and latents together: codebook_weight * |sg(z) - e|² + commitment_weight * |z - sg(e)|², means of squares.
+    """Pulls codes e and latents z together: codebook_weight * |sg(z) - e|² + commitment_weight * |z - sg(e)|², both means.
 
-    The paper weighs the second by 0.25 (van den Oord et al. 2017, eq. 3; CodeFormer, eq. 2); CodeFormer's code weighs the first
-    by it.
+    sg stops gradients. The paper weighs the second summand by 0.25 (van den Oord et al. 2017, eq. 3; CodeFormer, eq. 2), where
+    CodeFormer's code weighs the first by it.
     """
 
     def __init__(
@@ -23,7 +23,11 @@ class Codebook(Loss):
         self.codebook_weight, self.commitment_weight = codebook_weight, commitment_weight
 
     def forward(self, latent: Tensor, quantized: Tensor) -> Tensor:
-        """latent: (b, c, h, w) of the encoder; quantized: its nearest codes, whose gradient goes to the codebook alone."""
+        """latent: (b, c, h, w) of the encoder. quantized: (b, c, h, w), its nearest codes, whose gradient reaches
+            the codebook alone.
+
+        Returns: a scalar.
+        """
         latent, quantized = latent.float(), quantized.float()
         codebook = F.mse_loss(quantized, latent.detach())
         return self.codebook_weight * codebook + self.commitment_weight * F.mse_loss(latent, quantized.detach())
@@ -33,7 +37,7 @@ class CodeFeature(Loss):
     """Squared error between the LQ's latent and the codes of its HQ, mean over everything (CodeFormer, eq. 5)."""
 
     def forward(self, latent: Tensor, target_latent: Tensor) -> Tensor:
-        """Both (b, c, h, w)."""
+        """latent: (b, c, h, w) of the LQ. target_latent: (b, c, h, w), codes of the HQ. Returns a scalar."""
         return F.mse_loss(latent.float(), target_latent.float())
 
 
@@ -41,5 +45,5 @@ class CodeCrossEntropy(Loss):
     """Cross-entropy of the predicted codes, mean over batch and tokens (CodeFormer, eq. 6)."""
 
     def forward(self, logits: Tensor, target_codes: Tensor) -> Tensor:
-        """logits: (b, t, n), tokens in row order. target_codes: (b, h, w) of the HQ, integers below n."""
+        """logits: (b, t, n), tokens in row order. target_codes: (b, h, w) of the HQ, integers below n. Returns a scalar."""
         return F.cross_entropy(logits.float().transpose(1, 2), target_codes.flatten(1))

@@ -13,18 +13,19 @@ from losses.weighted import Loss, Weight
 
 
 def gram(features: Tensor) -> Tensor:
-    """(b, c, h, w) to (b, c, c): products of channels, over c * h * w (Johnson et al. 2016, eq. 3)."""
+    """(b, c, h, w) to (b, c, c): inner products of channels, divided by c * h * w (Johnson et al. 2016, eq. 3)."""
     b, c, h, w = features.shape
     flat = features.view(b, c, h * w)
     return flat @ flat.transpose(1, 2) / (c * h * w)
 
 
 class FeatureLoss(Loss):
-    """L1 between features, and between their Gram matrices (style), as GFPGAN and HGGT take them of VGG19.
+    """L1 between features, and between their Gram matrices (style), as GFPGAN and HGGT take it with VGG19.
 
-    Args:   network: images to layer -> features, such as models.vgg.VGG19Features with the same layers.
-            layer_weights: layer -> its weight in both.
-            perceptual_weight, style_weight: of the two sums; with 0 one is not computed.
+    Args:   network: gives features by layer of images, such as models.vgg.VGG19Features with the same layers.
+            layer_weights: layer -> its weight in both sums.
+            perceptual_weight, style_weight: of the sum over features and of the sum over Gram matrices. A sum with weight 0 is
+                not computed.
     Raises: ValueError: both are 0.
     """
 
@@ -46,10 +47,11 @@ class FeatureLoss(Loss):
         self.perceptual_weight, self.style_weight = perceptual_weight, style_weight
 
     def forward(self, restored: Tensor, hq: Tensor) -> Tensor:
+        """restored: (b, 3, h, w), about [0, 1]. hq: (b, 3, h, w) in [0, 1]. Returns a scalar."""
         made = self.network(restored)
         with torch.no_grad():
             wanted = self.network(hq)
-        with torch.autocast(restored.device.type, enabled=False):  # Gram matrices are sums over all pixels
+        with torch.autocast(restored.device.type, enabled=False):  # a Gram matrix sums over all pixels
             return torch.stack([w * self._distance(made[name], wanted[name]) for name, w in self.layer_weights.items()]).sum()
 
     def _distance(self, made: Tensor, wanted: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ def crop_to_image(landmarks: Tensor, face_px: int) -> Tensor:
 
 
 def ffhq_landmarks(side: int) -> Tensor:
-    """(1, 5, 2): where an aligned image of side x side has them, pixel centres scaled as areas are."""
+    """(1, 5, 2): the landmarks in an aligned image of side x side; 0.5 is half a pixel, as pixel centres are whole numbers."""
     return ((torch.tensor(FFHQ_512, dtype=torch.float64) + 0.5) * (side / 512) - 0.5)[None]
 
 
@@ -80,7 +80,8 @@ def _grid(side: int, face_px: int) -> Tensor:
 class Identity(Loss):
     """1 - cosine between the embeddings of restored and HQ faces, mean over the batch.
 
-    Args: embedder: (b, 3, face_px, face_px) in [0, 1] to embeddings (b, n), alone or first in a tuple; says its `face_px`.
+    Args: embedder: (b, 3, face_px, face_px) in [0, 1] to embeddings (b, n), alone or first in a tuple. It has the attribute
+              `face_px`.
     """
 
     def __init__(self, *, weight: Weight, embedder: nn.Module) -> None:
@@ -89,7 +90,10 @@ class Identity(Loss):
         self.embedder = Frozen(embedder)
 
     def forward(self, restored: Tensor, hq: Tensor) -> Tensor:
-        """Raises ValueError: an HQ whose crop holds nothing, and what aligned_faces raises."""
+        """restored: (b, 3, s, s), about [0, 1]. hq: (b, 3, s, s) in [0, 1]. Returns a scalar.
+
+        Raises: ValueError: the crop of an HQ is of one colour; and what `aligned_faces` raises.
+        """
         with torch.autocast(restored.device.type, enabled=False):
             made, wanted = aligned_faces(restored.to(hq.dtype), self.face_px), aligned_faces(hq, self.face_px)
             empty = (wanted.flatten(1).std(dim=1) < 1e-3).nonzero().flatten().tolist()
@@ -114,13 +118,14 @@ class EmbeddingL1(Loss):
         self.embedder = Frozen(embedder)
 
     def forward(self, restored: Tensor, hq: Tensor) -> Tensor:
+        """restored: (b, 3, h, w), about [0, 1]. hq: (b, 3, h, w) in [0, 1]. Returns a scalar."""
         with torch.no_grad():
             wanted = self.embedder(hq)
         return F.l1_loss(self.embedder(restored), wanted)
 
 
 def embedding(output: Tensor | tuple[Tensor, ...]) -> Tensor:
-    """(b, n) of unit length, of what an embedder gave."""
+    """An embedder's output, (b, n) alone or first in a tuple, scaled to unit length."""
     return F.normalize(output[0] if isinstance(output, tuple) else output, dim=1)
 
 

@@ -18,8 +18,8 @@ class LPIPS(Loss):
     """Learned perceptual distance (Zhang et al. 2018, arXiv:1801.03924), package `lpips` 0.1.
 
     Args:   net: the backbone, "vgg" (used for training) or "alex" (used for scoring).
-            reduction: over the images of a batch; "sum" is what DT-BFR's code does.
-            imagenet_first: normalises the images by ImageNet's mean and deviation before LPIPS does so itself, as
+            reduction: over the images of a batch; DT-BFR's code has "sum".
+            imagenet_first: whether images are normalised by ImageNet's mean and deviation before LPIPS does so itself, which
                 CodeFormer's code does by mistake.
             backbone: gives torchvision's ImageNet weights for it (models.files.weights.state_dict). The linear layers on
                 top come with the package.
@@ -56,6 +56,7 @@ class LPIPS(Loss):
         self.metric = Frozen(metric)
 
     def forward(self, restored: Tensor, hq: Tensor) -> Tensor:
+        """restored: (b, 3, h, w), about [0, 1]. hq: (b, 3, h, w) in [0, 1]. Returns a scalar."""
         prepared = imagenet_normalised if self.imagenet_first else signed
         distances = self.metric(prepared(restored.to(hq.dtype)), prepared(hq)).float()
         return distances.mean() if self.reduction == "mean" else distances.sum()

@@ -13,7 +13,7 @@ Reduction = Literal["mean", "sum"]
 
 
 class Reduced(Loss):
-    """A term over all values of a batch, added up or averaged."""
+    """A term that is averaged or added up over all values of a batch."""
 
     def __init__(self, *, weight: Weight, reduction: Reduction) -> None:
         super().__init__(weight=weight)
@@ -21,9 +21,10 @@ class Reduced(Loss):
 
 
 class MSE(Reduced):
-    """Squared error; reduction "sum" adds over the whole batch of a device, as DiffBIR's train_stage1.py does."""
+    """Squared error. With reduction "sum" it adds up the whole batch of a device, as DiffBIR's train_stage1.py does."""
 
     def forward(self, restored: Tensor, hq: Tensor) -> Tensor:
+        """restored: (b, 3, h, w). hq: (b, 3, h, w). Returns a scalar."""
         return F.mse_loss(restored, hq, reduction=self.reduction)
 
 
@@ -31,6 +32,7 @@ class L1(Reduced):
     """Absolute error."""
 
     def forward(self, restored: Tensor, hq: Tensor) -> Tensor:
+        """restored: (b, 3, h, w). hq: (b, 3, h, w). Returns a scalar."""
         return F.l1_loss(restored, hq, reduction=self.reduction)
 
 
@@ -42,4 +44,5 @@ class Charbonnier(Loss):
         self.epsilon = epsilon
 
     def forward(self, restored: Tensor, hq: Tensor) -> Tensor:
+        """restored: (b, 3, h, w). hq: (b, 3, h, w). Returns a scalar."""
         return torch.sqrt((restored - hq).square() + self.epsilon**2).mean()

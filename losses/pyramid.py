@@ -1,4 +1,4 @@
-"""Images of several sizes against the HQ, halved again and again."""
+"""Images of several sizes against the HQ, which is halved again and again."""
 
 from collections.abc import Sequence
 
@@ -10,19 +10,20 @@ from losses.weighted import Loss
 
 
 class Pyramid(Loss):
-    """L1, mean over the pixels of a size, summed over the sizes, as GFPGAN has it of what its U-Net alone makes."""
+    """L1 averaged over each size's pixels and added up over the sizes, as GFPGAN has it for the images of its U-Net."""
 
     def forward(self, pyramid: Sequence[Tensor], hq: Tensor) -> Tensor:
-        """pyramid: (b, 3, s, s) in any order, about [0, 1]; s is hq's side or a half, a quarter, … of it.
-
-        Raises: ValueError: an image that is no such part of hq.
+        """Args:    pyramid: images (b, 3, s, s) in any order, about [0, 1]; s is hq's side or a half, a quarter, … of it.
+                 hq: (b, 3, h, w) in [0, 1].
+        Returns: a scalar.
+        Raises:  ValueError: an image whose size is no such part of hq's.
         """
         with torch.autocast(hq.device.type, enabled=False):
             return torch.stack([F.l1_loss(image.float(), wanted) for image, wanted in pairs(pyramid, hq.float())]).sum()
 
 
 def pairs(pyramid: Sequence[Tensor], hq: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Each image with the HQ of its size; each HQ is the bilinear half of the next larger one."""
+    """Each image with the HQ of its size. Each HQ is the next larger one, halved bilinearly. Raises ValueError as above."""
     smallest = min(image.shape[-1] for image in pyramid)
     levels = {hq.shape[-2:]: hq}
     while hq.shape[-1] >= 2 * smallest:

@@ -13,9 +13,9 @@ WEIGHTS = (0.5, 1.0)  # of the two layers
 
 
 class ComponentStyle(Loss):
-    """L1 between Gram matrices of a part's two features, in its own discriminator (Wang et al. 2021, eq. 5).
+    """L1 between the Gram matrices of a part's two features in the part's own discriminator (Wang et al. 2021, eq. 5).
 
-    Args: of: the discriminator's name, whose features are those of models.components.FacialComponentDiscriminator.
+    Args: of: name of a discriminator whose features are those of models.components.FacialComponentDiscriminator.
     """
 
     def __init__(self, *, weight: Weight, of: str) -> None:
@@ -23,7 +23,8 @@ class ComponentStyle(Loss):
         self.of = of
 
     def forward(self, fake_features: Mapping[str, Sequence[Tensor]], real_features: Mapping[str, Sequence[Tensor]]) -> Tensor:
-        with torch.autocast(fake_features[self.of][0].device.type, enabled=False):  # Gram matrices are sums over all pixels
+        """Both: discriminator's name -> its two features (b, c, h, w), of restored and of real parts. A scalar out."""
+        with torch.autocast(fake_features[self.of][0].device.type, enabled=False):  # a Gram matrix sums over all pixels
             pairs = zip(WEIGHTS, fake_features[self.of], real_features[self.of], strict=True)
             distances = [w * F.l1_loss(gram(fake.float()), gram(real.float().detach())) for w, fake, real in pairs]
             return torch.stack(distances).sum()

@@ -10,7 +10,7 @@ WIDTHS = (64, 128, 256, 512)
 
 
 class SqueezeExcitation(nn.Module):
-    """Channels weighed by what stands in all of them (Hu et al. 2018)."""
+    """Multiplies each channel by a gate in [0, 1] that is computed from the means of all channels (Hu et al. 2018)."""
 
     def __init__(self, channels: int, reduction: int) -> None:
         super().__init__()
@@ -18,6 +18,7 @@ class SqueezeExcitation(nn.Module):
         self.fc2 = nn.Conv2d(channels // reduction, channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(b, channels, h, w), same shape out."""
         return x * self.fc2(F.relu(self.fc1(x.mean((2, 3), keepdim=True)))).sigmoid()
 
 
@@ -42,13 +43,14 @@ class Bottleneck(nn.Module):
             self.res_layer.add_module("se_block", SqueezeExcitation(outputs, 16))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(b, inputs, h, w) to (b, outputs, h / stride, w / stride), sides rounded up."""
         return self.res_layer(x) + self.shortcut_layer(x)
 
 
 class AdaFace(nn.Module):
-    """Aligned faces to unit vectors whose cosine says how alike two people look; keys are the official ones.
+    """Aligned faces to unit vectors, whose cosine says how alike two people look. Keys are the official ones.
 
-    Args: layers: of the network's name (ir_18, ir_50, …).    mode: "ir_se" has squeeze and excitation in each block.
+    Args: layers: the number in the network's name (ir_18, ir_50, …). mode: "ir_se" has squeeze and excitation in each block.
     """
 
     face_px = 112
@@ -71,8 +73,9 @@ class AdaFace(nn.Module):
         )
 
     def forward(self, faces: Tensor) -> tuple[Tensor, Tensor]:
-        """Args:    faces: (b, 3, 112, 112) RGB in [0, 1], eyes, nose and mouth where ArcFace's template has them.
-        Returns: unit embeddings (b, 512), and the norms (b, 1) that they had, large for faces that are easy to recognise.
+        """Args:    faces: (b, 3, 112, 112) RGB in [0, 1], with eyes, nose and mouth where ArcFace's template has them.
+        Returns: the embeddings (b, 512), of unit length, and the norms (b, 1) that they had before: large for faces that are
+                 easy to recognise.
         """
         x = self.output_layer(self.body(self.input_layer(2 * faces.flip(1) - 1)))  # BGR in [-1, 1], as it was trained
         norm = x.norm(dim=1, keepdim=True)

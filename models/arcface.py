@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-GREY = (0.2989, 0.587, 0.114)
+GREY = (0.2989, 0.587, 0.114)  # weights of red, green and blue
 
 
 class IRBlock(nn.Module):
@@ -22,6 +22,7 @@ class IRBlock(nn.Module):
             self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
+        """(b, inputs, h, w) to (b, outputs, h / stride, w / stride), sides rounded up."""
         shortcut = x if self.downsample is None else self.downsample(x)
         x = self.prelu(self.bn1(self.conv1(self.bn0(x))))
         return self.prelu(self.bn2(self.conv2(x)) + shortcut)

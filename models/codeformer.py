@@ -24,17 +24,17 @@ class Restoration(NamedTuple):
 
 
 class CodeFormer(CodebookNetwork):
-    """Restores a face by predicting the codes of its clean image; w lets features of the degraded one through.
+    """Restores a face by predicting the codes of its clean image; w lets features of the degraded image through.
 
-    Gradients as in the reference: those of the image end at the codes and at the encoder's features, so that they train
-    `fuse_convs_dict` alone (and the generator, unless fixed); those of logits and latent train the rest.
+    Gradients flow as in the reference. Those of the restored image stop at the codes and at the encoder's features, so that
+    they train `fuse_convs_dict` alone (and the generator, unless it is fixed). Those of logits and latent train the rest.
 
-    Args:    img_size, nf, ch_mult, res_blocks, attn_resolutions, codebook_size, emb_dim: as VQAutoEncoder, whose weights
-                 fit in here by name. The official network fixes all but the codebook's size.
-             dim_embd: width of the transformer, whose MLPs are twice as wide. n_head: heads. n_layers: layers.
-             connect_list: sides of the maps that w lets through; the last is where the reference weighs its adversarial
-                 loss (`fuse_convs_dict.SIDE.shift.2.weight`).
-             fix_modules: parts that are not trained, such as quantize and generator.
+    Args:    img_size, nf, ch_mult, res_blocks, attn_resolutions, codebook_size, emb_dim: as in VQAutoEncoder, whose weights
+                 have the same names here. In the official network all but codebook_size are fixed numbers.
+             dim_embd: width of the transformer; its MLPs are twice as wide. n_head: attention heads. n_layers: its layers.
+             connect_list: sides of the maps at which w lets features through. At the last one (at
+                 `fuse_convs_dict.SIDE.shift.2.weight`) the reference balances its adversarial loss against the others.
+             fix_modules: names of the parts that stay frozen, such as quantize and generator.
     Raises:  ValueError for a combination that no forward could run.
     """
 
@@ -87,9 +87,12 @@ class CodeFormer(CodebookNetwork):
 
     def forward(self, lq: Tensor, *, w: float, adain: bool, code_only: bool = False) -> Restoration:
         """Args:    lq: (b, 3, img_size, img_size) in [0, 1].
-                 w: fidelity, from 0 (codes alone) to 1; above 1 in training. adain: gives the codes the latent's mean and
-                     deviation, channel by channel. The published inference on aligned faces is w=0.5, adain=True.
-                 code_only: only what the code losses of stage II need; w and adain have no effect.
+                 w: fidelity, from 0 (codes alone) to 1; training may go above 1.
+                 adain: gives the codes the latent's mean and deviation, channel by channel. The published inference on
+                     aligned faces has w=0.5 and adain=True.
+                 code_only: compute only what the code losses of stage II need; w and adain then have no effect.
+        Returns: the restored image (b, 3, img_size, img_size), about [0, 1] and not clamped, or None with code_only; the logits
+                 (b, t, codebook_size); the latent (b, emb_dim, h, w).
         Raises:  ValueError: another size than img_size, or w below 0.
         """
         if not w >= 0:  # NaN too
@@ -143,13 +146,13 @@ class TransformerLayer(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
 
     def forward(self, tokens: Tensor, position: Tensor) -> Tensor:
-        """(b, t, c), with position (t, c) of its tokens; same shape out."""
+        """tokens: (b, t, c), same shape out. position: (t, c), what is added to each token's query and key."""
         tokens = tokens + self.self_attn(self.norm1(tokens), position)
         return tokens + self.linear2(F.gelu(self.linear1(self.norm2(tokens))))
 
 
 class SelfAttention(nn.Module):
-    """Keys and initialisation of nn.MultiheadAttention, tokens second in memory, and queries and keys from one product."""
+    """Attention with keys and initialisation of nn.MultiheadAttention; queries and keys come from one matrix product."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -161,7 +164,7 @@ class SelfAttention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, tokens: Tensor, position: Tensor) -> Tensor:
-        """(b, t, c), with position (t, c) for queries and keys; same shape out."""
+        """tokens: (b, t, c), same shape out. position: (t, c), added to the input of queries and keys alone."""
         both = 2 * tokens.shape[2]
         qk = F.linear(tokens + position, self.in_proj_weight[:both], self.in_proj_bias[:both])
         v = F.linear(tokens, self.in_proj_weight[both:], self.in_proj_bias[both:])

@@ -1,7 +1,7 @@
-"""The parts of a face that GFPGAN judges by themselves: eyes and mouth (Wang et al. 2021, arXiv:2101.04061, section 3.3).
+"""The parts of a face that GFPGAN gives a discriminator of their own: eyes and mouth (Wang et al. 2021, section 3.3).
 
-Where they are comes as components (b, 3, 3): for left eye, right eye and mouth the centre's x and y and half a side, in
-pixels of the image. "Left" is on the left of the image.
+Their places come as components (b, 3, 3): for left eye, right eye and mouth the x and y of the centre and half the side, in
+pixels of the image. "Left" means on the left side of the image.
 """
 
 from typing import Annotated, Literal
@@ -18,9 +18,9 @@ PARTS = ("left_eye", "right_eye", "mouth")
 
 
 def mirrored(components: Tensor, width_px: int) -> Tensor:
-    """(b, 3, 3) of images to those of the same images mirrored, in which the eyes change places.
+    """The components (b, 3, 3) of images that are mirrored left to right, same shape out; the two eyes change places.
 
-    x becomes width_px - x, as in the reference: half a pixel beside the mirrored pixel centres.
+    x becomes width_px - x, as in the reference, although the pixel column x of an image lands on width_px - 1 - x.
     """
     swapped = components[:, [1, 0, 2]]
     return torch.cat([width_px - swapped[..., :1], swapped[..., 1:]], -1)
@@ -40,7 +40,7 @@ def boxes_of(components: Tensor, *, eye_enlarge: float) -> Tensor:
 
 
 def cut(images: Tensor, boxes: Tensor, side_px: int) -> Tensor:
-    """One box of each image, resized (RoI align, He et al. 2017): (b, c, h, w) to (b, c, side_px, side_px); differentiable.
+    """One box of each image, resized (RoI align, He et al. 2017): (b, c, h, w) to (b, c, side_px, side_px). Differentiable.
 
     Args:    boxes: (b, 4) left, top, right, bottom; what lies outside of the image is black.
              side_px: 80 for eyes and 120 for mouths of 512 px images, as published.
@@ -53,9 +53,10 @@ def cut(images: Tensor, boxes: Tensor, side_px: int) -> Tensor:
 
 
 class Part(nn.Module):
-    """One part of each image, as its discriminator sees it.
+    """Cuts one part out of each image, as its discriminator sees it.
 
-    Args: component: which. side_px: see cut; below 4 nothing is left of it in the discriminator. eye_enlarge: see boxes_of.
+    Args: component: which part. side_px: side of the cut, see `cut`; below 4 the discriminator has no pixel left.
+          eye_enlarge: see `boxes_of`.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class Part(nn.Module):
 
 
 class FacialComponentDiscriminator(nn.Module):
-    """Says of a part whether it is real, patch by patch; its widths are fixed.
+    """Judges patch by patch whether a part of a face is real. Its widths are fixed.
 
     Keys are those of TencentARC/GFPGAN gfpgan/archs/gfpganv1_arch.py.
     """
@@ -94,12 +95,12 @@ class FacialComponentDiscriminator(nn.Module):
         return self.logits(self.features(image))
 
     def features(self, image: Tensor) -> list[Tensor]:
-        """For style losses: (b, 128, h // 2, w // 2) and (b, 256, h // 4, w // 4), after their activations."""
+        """What style losses compare: (b, 128, h // 2, w // 2) and (b, 256, h // 4, w // 4), after their activations."""
         half = self.conv3(self._halved(self.conv1(laid_out(2 * image - 1)), self.conv2))
         return [half, self.conv5(self._halved(half, self.conv4))]
 
     def logits(self, features: list[Tensor]) -> Tensor:
-        """Of what features gave."""
+        """The logits (b, 1, h // 4, w // 4) that belong to the output of `features`."""
         return self.final_conv(features[-1])
 
     def _halved(self, x: Tensor, layer: ConvLayer) -> Tensor:

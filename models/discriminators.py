@@ -1,4 +1,4 @@
-"""Discriminators: images (b, 3, h, w) in [0, 1] to maps of logits, above 0 for real."""
+"""Discriminators: images (b, 3, h, w) in [0, 1] to maps of logits, which are above 0 where an image looks real."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -8,9 +8,10 @@ from torch.nn.utils import spectral_norm
 class UNetDiscriminatorSN(nn.Module):
     """A U-Net with spectral norm that judges every pixel (Wang et al. 2021, Real-ESRGAN, section 3.4).
 
-    Used by DT-BFR and HGGT as well; keys are those of basicsr/archs/discriminator_arch.py.
+    DT-BFR and HGGT use it as well. Keys are those of basicsr/archs/discriminator_arch.py.
 
-    Args: num_feat: width of the first level; skip_connection: whether encoder features are added in the decoder.
+    Args: num_in_ch: image channels. num_feat: width of the first level.
+          skip_connection: whether the features of the encoder are added in the decoder.
     """
 
     def __init__(self, *, num_in_ch: int, num_feat: int, skip_connection: bool) -> None:
@@ -29,7 +30,9 @@ class UNetDiscriminatorSN(nn.Module):
         self.conv9 = nn.Conv2d(n, 1, 3, padding=1)
 
     def features(self, image: Tensor) -> list[Tensor]:
-        """The four levels of the encoder and the three of the decoder, after their activations.
+        """The four levels of the encoder and the three of the decoder, after their activations; f = num_feat.
+
+        (b, 3, h, w) to (b, f, h, w), (b, 2f, h/2, w/2), (b, 4f, h/4, w/4), (b, 8f, h/8, w/8), and back to (b, f, h, w).
 
         Raises: ValueError: a side is no multiple of 8.
         """
@@ -53,7 +56,7 @@ class UNetDiscriminatorSN(nn.Module):
         return self.logits(self.features(image))
 
     def logits(self, features: list[Tensor]) -> Tensor:
-        """Of what features gave."""
+        """The logits (b, 1, h, w) that belong to the output of `features`."""
         return self.conv9(_activated(self.conv8(_activated(self.conv7(features[-1])))))
 
 
@@ -64,9 +67,9 @@ def _activated(x: Tensor) -> Tensor:
 class VQGANDiscriminator(nn.Module):
     """PatchGAN (Isola et al. 2017) with batch norm, as VQGAN and CodeFormer's stages I and III have it.
 
-    Keys are those of CodeFormer's basicsr/archs/vqgan_arch.py; the reference trains it with batch statistics throughout.
+    Keys are those of CodeFormer's basicsr/archs/vqgan_arch.py. The reference's norms always use the batch's own statistics.
 
-    Args: nc: image channels; ndf: width of the first layer; n_layers: how often it halves.
+    Args: nc: image channels. ndf: width of the first layer. n_layers: number of layers that halve the side.
     """
 
     def __init__(self, *, nc: int, ndf: int, n_layers: int) -> None:
@@ -83,11 +86,11 @@ class VQGANDiscriminator(nn.Module):
         self.main = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 4, padding=1))
 
     def forward(self, image: Tensor) -> Tensor:
-        """(b, 3, h, w) in [0, 1] to logits (b, 1, about h / 16, about w / 16) with 4 layers."""
+        """(b, 3, h, w) in [0, 1] to logits (b, 1, about h / 2 ** n_layers, about w / 2 ** n_layers)."""
         return self.main(2 * image - 1)
 
     def features(self, image: Tensor) -> list[Tensor]:
-        """After each activation."""
+        """The maps (b, c, h, w) after each activation, n_layers + 1 of them."""
         x, found = 2 * image - 1, []
         for layer in self.main[:-1]:
             x = layer(x)

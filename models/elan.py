@@ -1,6 +1,6 @@
-"""ELAN and ELAN-light (Zhang et al. 2022, arXiv:2203.06697), x1 to x4: window attention at a low cost.
+"""ELAN and ELAN-light (Zhang et al. 2022, arXiv:2203.06697), scale 1 to 4: window attention at a low cost.
 
-Keys are those of xindongzhang/ELAN models/elan_network.py and, at x1, HGGT's ImageEnhancement/basicsr/archs/elan_arch.py.
+Keys are those of xindongzhang/ELAN models/elan_network.py and, at scale 1, HGGT's ImageEnhancement/basicsr/archs/elan_arch.py.
 Feature maps are (b, c, h, w) with channels last in memory, so that a pixel's channels are one row and 1x1 convolutions are
 matrix products. Letters in shapes: b batch, c channels, n = window ** 2 pixels of a window.
 """
@@ -14,8 +14,7 @@ from annotated_types import Ge, Gt, Interval, MinLen
 from torch import Tensor, nn
 
 from models.kernels import Reorder
-
-RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K; a constant of the architecture
+from models.swinir import RGB_MEAN
 
 Positive = Annotated[int, Ge(1)]
 
@@ -23,17 +22,17 @@ Positive = Annotated[int, Ge(1)]
 class ELAN(nn.Module):
     """Enlarges an image, or enhances it at its size (scale 1); official weights load with strict=True.
 
-    At scale 1 the head is one convolution to RGB: the whole image is predicted, the input is not added (as in HGGT).
+    At scale 1 the tail is one convolution to RGB that predicts the whole image: the input is not added to it (as in HGGT).
 
     Args:
         scale: output size over input size.
-        m_elan: attention layers in all; m_elan // (1 + n_share) blocks.
-        c_elan: c of the body, a multiple of 3.
-        n_share: further attention layers of a block that use the first one's attention maps (1 in ELAN-light).
-        r_expand: channels between the two shift-convolutions of a layer, over c_elan.
+        m_elan: attention layers in all; they form m_elan // (1 + n_share) blocks.
+        c_elan: channels of the body, a multiple of 3.
+        n_share: how many further attention layers of a block share the attention maps of its first one (1 in ELAN-light).
+        r_expand: channels between the two shift-convolutions of a layer, as a multiple of c_elan.
         window_sizes: sides of the three groups' windows in pixels, even; every other block is shifted by half a window.
         img_range: scale of the values inside the network (255 in every official file); input and output stay in [0, 1].
-        image_skip: add the input image to the output and start the head at zero, so that training starts from the identity.
+        image_skip: add the input image to the output and start the tail at zero, so that training starts from the identity.
             Ours, for short trainings; no official file has it.
 
     Raises: ValueError for a combination that no forward could run.
@@ -64,7 +63,7 @@ class ELAN(nn.Module):
             raise ValueError(f"network.image_skip=true needs an output of the input's size, but scale={scale}: set scale=1")
         self.scale, self.img_range, self.image_skip = scale, img_range, image_skip
         self.windows = window_sizes
-        self.multiple = math.lcm(*window_sizes)  # of a side, to which images are padded
+        self.multiple = math.lcm(*window_sizes)  # images are padded until both sides are multiples of it
         self.register_buffer("mean", torch.tensor(RGB_MEAN).view(1, 3, 1, 1), persistent=False)
         self.head = nn.Sequential(nn.Conv2d(3, c_elan, 3, padding=1))
         blocks = m_elan // (1 + n_share)
@@ -100,9 +99,9 @@ class ELAN(nn.Module):
         return F.pad(lq, (0, right, 0, bottom), mode="reflect") if bottom or right else lq
 
     def derived_buffers(self) -> dict[str, Tensor]:
-        """The keys of an official file that hold constants: shift kernels and, above x1, the mean as 1x1 convolutions.
+        """The keys of an official file that hold constants: shift kernels and, above scale 1, the mean as 1x1 convolutions.
 
-        They are not part of our state dict (loading checks and drops them); an export adds them, as other programs read them.
+        Our state dict leaves them out. Loading checks and drops them, and an export adds them, as other programs read them.
         """
         values: dict[str, Tensor] = {}
         if self.scale > 1:
@@ -116,8 +115,10 @@ class ELAN(nn.Module):
 
 
 class Body(nn.ModuleList):
+    """The blocks, one after the other."""
+
     def forward(self, x: Tensor, orders: "Orders") -> Tensor:
-        """All blocks on (b, c, h, w), h and w multiples of each window; orders: of `window_orders`. Same shape out."""
+        """x: (b, c, h, w), h and w multiples of each window; same shape out. orders: what `window_orders` gave."""
         for block in self:
             x = block(x, orders)
         return x
@@ -134,7 +135,7 @@ class Block(nn.Module):
         )
 
     def forward(self, x: Tensor, orders: "Orders") -> Tensor:
-        """See Body."""
+        """x: (b, c, h, w), same shape out. orders: as in Body."""
         queries: list[Tensor] = []
         for features, attention in zip(self.modules_lfe.values(), self.modules_gmsa.values(), strict=True):
             x = features(x) + x
@@ -144,7 +145,7 @@ class Block(nn.Module):
 
 
 class LocalFeatures(nn.Module):
-    """LFE: two shift-convolutions with a ReLU in between (section 3.2). The official programs ignore any other act_type."""
+    """LFE: two shift-convolutions with a ReLU between them (section 3.2). The official programs ignore any other act_type."""
 
     def __init__(self, c: int, r_expand: int) -> None:
         super().__init__()
@@ -165,12 +166,12 @@ class Shift(nn.Module):
         self.conv1x1 = nn.Conv2d(c, out, 1)
 
     def forward(self, x: Tensor, *, relu: bool = False) -> Tensor:
-        """(b, c, h, w) to (b, out, h, w); relu: of x, before all else."""
+        """(b, c, h, w) to (b, out, h, w). relu: whether a ReLU comes first."""
         rows = Moved.apply(x.permute(0, 2, 3, 1), self.c // 5, relu)
         return F.linear(rows, self.conv1x1.weight.flatten(1), self.conv1x1.bias).permute(0, 3, 1, 2)
 
     def kernel(self) -> Tensor:
-        """(c, 1, 3, 3) the depthwise kernel that the official files keep for it: one 1 a channel."""
+        """(c, 1, 3, 3): the depthwise kernel that official files hold for the moves; it has a single 1 in each channel."""
         group = self.c // 5
         kernel = torch.zeros(self.c, 1, 3, 3)
         for i, (row, column) in enumerate([(1, 2), (1, 0), (2, 1), (0, 1)]):
@@ -180,10 +181,11 @@ class Shift(nn.Module):
 
 
 class Moved(torch.autograd.Function):
-    """rows, or their ReLU, with four groups of channels moved by a pixel; keeps no more for the gradient than its output."""
+    """`moved` with a gradient for which it keeps nothing but, with a ReLU, its output."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, group: int, relu: bool) -> Tensor:
+        """rows: (b, h, w, c), same shape out. group, relu: as in `moved`."""
         out = moved(rows, group, 1, relu)
         ctx.group, ctx.relu = group, relu
         if relu:
@@ -199,9 +201,12 @@ class Moved(torch.autograd.Function):
 
 
 def moved(rows: Tensor, group: int, by: int, relu: bool) -> Tensor:
-    """(b, h, w, c), or its ReLU, with the content of the first four groups of channels moved left, right, up, down.
+    """Moves the first four groups of channels by a pixel: left, right, up and down; (b, h, w, c), same shape out.
 
-    Zeros come in. by: 1, or -1 for the opposite ways, which is the transpose.
+    Zeros come in at the edges. The channels behind the four groups stay where they are.
+
+    Args: group: channels of a group. by: 1, or -1 for the opposite directions, which is the transpose.
+          relu: whether the ReLU of rows is moved, not rows itself.
     """
 
     def copy(source: Tensor, target: Tensor) -> None:
@@ -221,9 +226,10 @@ def moved(rows: Tensor, group: int, by: int, relu: bool) -> Tensor:
 
 
 class GroupAttention(nn.Module):
-    """GMSA: a third of the channels for each window size; softmax(q q^T) v in a window, no scale, no heads (section 3.2).
+    """GMSA: each window size gets a third of the channels; softmax(q q^T) v in a window, no scale, no heads (section 3.2).
 
-    own_maps: False for the layers that share: they make v alone and use the block's first q, so its attention maps.
+    Args: own_maps: False for the layers that share: they compute v alone and take q, and so the attention maps, from the first
+          layer of their block.
     """
 
     def __init__(self, c: int, windows: list[int], *, shifted: bool, own_maps: bool) -> None:
@@ -234,8 +240,10 @@ class GroupAttention(nn.Module):
         self.project_out = nn.Conv2d(c, c, 1)
 
     def forward(self, x: Tensor, orders: "Orders", queries: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Args:    x: (b, c, h, w). queries: of the layer whose maps are shared, (b * windows, 1, n, c / 3) a group; else [].
-        Returns: (b, c, h, w), and the queries."""
+        """Args:    x: (b, c, h, w). orders: as in Body.
+                 queries: of the layer whose maps are shared, (b * windows, 1, n, c / 3) for each group; [] with own_maps.
+        Returns: (b, c, h, w), and the queries, given or new.
+        """
         b, c, h, w = x.shape
         rows = x.permute(0, 2, 3, 1).reshape(b, h * w, c)
         attended = []
@@ -253,11 +261,14 @@ class GroupAttention(nn.Module):
         return out.view(b, h, w, c).permute(0, 3, 1, 2), queries
 
     def _projected(self, rows: Tensor) -> list[Tensor]:
-        """project_inp, the group of each window by itself: (b, h * w, c) to three times (b, h * w, c / 3 or 2 c / 3)."""
+        """project_inp for the group of each window size: (b, h * w, c) to three of (b, h * w, c / 3).
+
+        With own_maps they are twice as wide: queries, then values.
+        """
         convolution, norm = cast(tuple[nn.Conv2d, nn.BatchNorm2d], tuple(self.project_inp))
         mean, var = cast(tuple[Tensor, Tensor], (norm.running_mean, norm.running_var))
         weight, bias = convolution.weight.flatten(1), cast(Tensor, convolution.bias)
-        if not self.training:  # the norm is a factor and a summand of each channel, so of the convolution's
+        if not self.training:  # the norm scales and shifts each channel, which weight and bias can do as well
             gain = norm.weight / (var + norm.eps).sqrt()
             weight, bias = weight * gain[:, None], (bias - mean) * gain + norm.bias
             return [F.linear(rows, *part) for part in zip(weight.chunk(3), bias.chunk(3), strict=True)]
@@ -267,7 +278,7 @@ class GroupAttention(nn.Module):
         for i in range(3):
             group = slice(i * len(bias) // 3, (i + 1) * len(bias) // 3)
             made = F.linear(rows, weight[group], bias[group]).flatten(0, 1)
-            # Of views of the running statistics, so that the norm's own are updated.
+            # mean[group] and var[group] are views, so that the running statistics of the norm itself are updated.
             made = F.batch_norm(made, mean[group], var[group], norm.weight[group], norm.bias[group], True, momentum, norm.eps)
             groups.append(made.unflatten(0, rows.shape[:2]))
         return groups
@@ -277,9 +288,9 @@ Orders = dict[tuple[int, bool], tuple[Tensor, Tensor]]
 
 
 def window_orders(h: int, w: int, windows: list[int], device: torch.device) -> Orders:
-    """(window, shifted) -> where each pixel of the windows, one after the other, stands in the rows of the map; the inverse.
+    """(window, shifted) -> an order (h * w,) and its inverse: rows[order] are the pixels of the map, window after window.
 
-    A shift rolls the map up and left by half a window; what is rolled around is not masked, as published.
+    A shift rolls the map up and left by half a window. Pixels that are rolled around are not masked, as published.
     """
     orders: Orders = {}
     pixels = torch.arange(h * w, device=device)
@@ -295,7 +306,8 @@ def window_orders(h: int, w: int, windows: list[int], device: torch.device) -> O
 def _drop_constants(network: ELAN, state: dict[str, Any], prefix: str, *_: object) -> None:
     """Takes the constants out of a state dict that is about to be loaded.
 
-    Raises: ValueError: one is not what this network has, at its own precision; the mean tells an img_range that differs.
+    Raises: ValueError: a constant differs from this network's, compared in the file's precision. The mean tells
+            another img_range.
     """
     expected = network.derived_buffers()
     for key in [key for key in state if key.removeprefix(prefix) in expected]:

@@ -1,7 +1,7 @@
 """GFPGAN (Wang et al. 2021, arXiv:2101.04061): a U-Net that steers a StyleGAN2 face prior.
 
-Keys are those of TencentARC/GFPGAN gfpgan/archs/gfpganv1_arch.py and gfpganv1_clean_arch.py; what the two forms are, says
-models/stylegan2.py. Letters in shapes: b batch, c channels.
+Keys are those of TencentARC/GFPGAN gfpgan/archs/gfpganv1_arch.py and gfpganv1_clean_arch.py. models/stylegan2.py explains the
+two forms. Letters in shapes: b batch, c channels, n style features.
 """
 
 import math
@@ -40,13 +40,14 @@ class Restoration(NamedTuple):
 
     restored: Tensor  # (b, 3, out_size, out_size), about [0, 1], not clamped
     pyramid: tuple[Tensor, ...]  # the U-Net's own images, (b, 3, side, side) for the sides 8, 16, … out_size, about [0, 1]
-    latent: Tensor  # (b, layers or 1, n): what the prior draws the face from
+    latent: Tensor  # (b, layers or 1, n): what the prior makes the face from
 
 
 class GFPGAN(nn.Module):
     """What both forms have in common; see GFPGANv1 for the arguments.
 
-    Args: decoder: the prior. resample_kernel: of the U-Net's halving; null: bilinear. equalised: which form.
+    Args: decoder: the prior. resample_kernel: with which the U-Net halves its maps; null: bilinear.
+          equalised: whether this is the equalised form, not the clean one.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class GFPGAN(nn.Module):
     ) -> None:
         super().__init__()
         self.out_size = out_size
-        self.common: dict[str, Any] = {  # arguments of both forms
+        self.common: dict[str, Any] = {  # the arguments that both forms take
             "out_size": out_size,
             "num_style_feat": num_style_feat,
             "channel_multiplier": channel_multiplier,
@@ -91,7 +92,7 @@ class GFPGAN(nn.Module):
         styles = self.latents * num_style_feat
         self.final_linear = EqualLinear(widths[4] * 16, styles) if equalised else nn.Linear(widths[4] * 16, styles)
         self.stylegan_decoder = decoder
-        self.stylegan_decoder.style_mlp.requires_grad_(False)  # files have it, but the styles come from the U-Net
+        self.stylegan_decoder.style_mlp.requires_grad_(False)  # official files hold it, but here the U-Net gives the styles
         if fix_decoder:
             self.stylegan_decoder.requires_grad_(False)
         self.condition_scale = nn.ModuleList(_condition(width, sft_width, 1.0, equalised) for width in upwards[1:])
@@ -99,7 +100,7 @@ class GFPGAN(nn.Module):
         self.halving, self.doubling = Resampler(resample_kernel), Resampler(None)
 
     prior = "stylegan_decoder"  # the part that init.prior's weights are for
-    branches = frozenset({"pyramid"})  # outputs with parameters of their own: train/tasks/adversarial.py tells DDP
+    branches = frozenset({"pyramid"})  # outputs that parameters of their own make: train/tasks/adversarial.py tells DDP
 
     @classmethod
     def mistakes(cls, config: dict[str, Any]) -> Iterator[str]:
@@ -120,8 +121,10 @@ class GFPGAN(nn.Module):
 
     def forward(self, lq: Tensor, *, noise: Noise = None) -> Restoration:
         """Args:    lq: (b, 3, out_size, out_size) in [0, 1].
-                 noise: as StyleGAN2Generator's: new in training, in eval mode that of the file, so that an image always gives
-                     the same (the reference draws it anew in both).
+                 noise: as in StyleGAN2Generator. By default it is drawn anew while training, and in eval mode it is the file's
+                     own, so that an image always gives the same result (the reference draws it anew in both modes).
+        Returns: the restored image (b, 3, out_size, out_size); the U-Net's own images (b, 3, side, side) with sides from 8 to
+                 out_size; all about [0, 1] and not clamped. And the latent (b, layers or 1, n).
         Raises:  ValueError: another size than out_size, or noise of another shape.
         """
         size = self.out_size
@@ -153,10 +156,11 @@ class GFPGANv1(GFPGAN):
 
     Args:    out_size: side of the images, a power of 2. num_style_feat: width of a latent.
              channel_multiplier: of the channels of maps from 64 px on. narrow: of all channels.
-             resample_kernel: four taps, [1, 3, 3, 1] as published; null: bilinear, which clean files can be turned into and
-                 made from.
-             fix_decoder: whether the prior stays as it is.
-             num_mlp, lr_mlp: of the prior's layers from styles to latents. They are there for the files; nothing runs them.
+             resample_kernel: four taps, [1, 3, 3, 1] as published; null: bilinear. Only the bilinear form converts to clean
+                 files and back.
+             fix_decoder: whether the prior stays frozen.
+             num_mlp, lr_mlp: number and learning-rate factor of the prior's layers from styles to latents. No forward runs
+                 these layers; they exist because official files hold them.
              different_w: whether each layer of the prior has a latent of its own, not one for all.
              sft_half: whether the U-Net steers half of the prior's channels, not all.
     Raises:  ValueError for a combination that no forward could run.
@@ -199,7 +203,7 @@ class GFPGANv1(GFPGAN):
         self.resample_kernel, self.lr_mlp = resample_kernel, lr_mlp
 
     def converted(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A clean network's weights as those of this one, where it resamples bilinearly; all others as they are."""
+        """A clean network's weights as those of this one, if this one resamples bilinearly; any other state dict as it is."""
         wanted = self.state_dict()
         pairs = _counterparts(wanted, self.lr_mlp)
         if self.resample_kernel is not None or state.keys() != {name for name, _ in pairs.values()}:
@@ -245,7 +249,7 @@ class GFPGANv1Clean(GFPGAN):
 
 
 class DoublingBlock(nn.Module):
-    """Two 3x3 convolutions, the second of twice the side, plus a 1x1 one on the shortcut; equalised, the sum over sqrt(2)."""
+    """Doubles the side: two 3x3 convolutions, plus a 1x1 convolution on the shortcut. Equalised, the sum is over sqrt(2)."""
 
     def __init__(self, inputs: int, outputs: int, *, equalised: bool) -> None:
         super().__init__()
@@ -260,13 +264,13 @@ class DoublingBlock(nn.Module):
     def forward(self, x: Tensor, doubler: Resampler) -> Tensor:
         """(b, inputs, h, w) to (b, outputs, 2 * h, 2 * w)."""
         branch = activated(_convolved(x, self.conv1, GAIN))
-        branch = activated(doubler.double_convolution(branch, *self.conv2.folded()))  # its gain is that of the sum
+        branch = activated(doubler.double_convolution(branch, *self.conv2.folded()))  # gains sqrt(2) and 1 / sqrt(2) cancel
         shortcut = doubler.doubled(_convolved(x, self.skip, 1 / GAIN))  # with a 1x1 convolution either may come first
         return shortcut.add_(branch)
 
 
 class ConvUpLayer(EqualConv2d):
-    """An equalised convolution behind a doubling; the files keep its bias with the activation."""
+    """An equalised convolution that follows a doubling. Official files keep its bias with the activation."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, 3, bias=False)
@@ -287,7 +291,7 @@ def _layer(inputs: int, outputs: int, kernel_size: int, equalised: bool, bias_in
 
 
 def _condition(width: int, factor: int, bias_init: float, equalised: bool) -> nn.ModuleList:
-    """Two 3x3 convolutions; the files count the activation between them."""
+    """Two 3x3 convolutions. The activation between them has a number of its own in official files, hence the nn.Identity."""
     last = _layer(width, factor * width, 3, equalised, bias_init)
     return nn.ModuleList([_layer(width, width, 3, equalised), nn.Identity(), last])
 
@@ -298,7 +302,7 @@ def _conditioned(x: Tensor, layers: nn.Module) -> Tensor:
 
 
 def _convolved(x: Tensor, layer: Any, gain: float = 1.0) -> Tensor:
-    """gain * a convolution that keeps the side, without the activation."""
+    """gain times a convolution that keeps the side, before its activation; (b, c, h, w) to (b, o, h, w)."""
     weight, bias = layer.folded(gain)
     return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2)
 
@@ -307,9 +311,9 @@ def _convolved(x: Tensor, layer: Any, gain: float = 1.0) -> Tensor:
 
 
 def to_clean(network: GFPGANv1) -> GFPGANv1Clean:
-    """The clean network that gives the same images; this is how versions 1.2 to 1.4 came from what was trained.
+    """The clean network that gives the same images. Versions 1.2 to 1.4 were made like this from what had been trained.
 
-    Raises: ValueError: a network that resamples by a kernel; there is no such clean one.
+    Raises: ValueError: a network that resamples by a kernel, which the clean form can't.
     """
     if network.resample_kernel is not None:
         raise ValueError(
@@ -324,24 +328,25 @@ def to_clean(network: GFPGANv1) -> GFPGANv1Clean:
 
 
 def to_equalised(network: GFPGANv1Clean, *, lr_mlp: float) -> GFPGANv1:
-    """The GFPGANv1 with resample_kernel=null that gives the same images, to train on in the published way; see to_clean."""
+    """The GFPGANv1 with resample_kernel=null that gives the same images, for further training; the inverse of `to_clean`."""
     made = _alike(GFPGANv1(**network.common, resample_kernel=None, lr_mlp=lr_mlp), network)
     made.load_state_dict(made.converted(network.state_dict()))
     return made
 
 
 def _alike(made: Any, network: nn.Module) -> Any:
-    """On the same device, in the same precision and mode."""
+    """`made`, moved to the device and set to the precision and mode of `network`."""
     return made.to(next(network.parameters())).train(network.training)
 
 
-ACTIVATED = re.compile(  # layers whose gain is within their clean values; of style convolutions the noise's weight and the bias
+# Layers whose clean values include the activation's gain; of style convolutions only the noise's weight and the bias do.
+ACTIVATED = re.compile(
     r"style_mlp|conv_body_first|final_conv|\.conv1\.|condition_\w+\.\d+\.0\.|style_conv(1|s\.\d+)\.(weight|bias)$"
 )
 
 
 def _counterparts(state: Mapping[str, Tensor], lr_mlp: float) -> dict[str, tuple[str, float]]:
-    """Equalised key -> the clean one, and what the clean value is over the equalised one (up to its shape)."""
+    """Equalised key -> the clean key, and the factor from the equalised value to the clean one (their shapes may differ)."""
     found = {}
     for key, value in state.items():
         name = re.sub(r"(conv_body_first|final_conv|conv1|conv2|skip)\.\d\.(weight|bias)$", r"\1.\2", key)

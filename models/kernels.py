@@ -12,10 +12,11 @@ from torch.autograd.function import once_differentiable
 
 
 class Reorder(torch.autograd.Function):
-    """x[:, order] for a permutation; the gradient is x[:, inverse], not the slow scattered sum of index_select."""
+    """x[:, order] for a permutation. Its gradient is gradient[:, inverse], where index_select's own is a slow scattered sum."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        """x: (b, n, c), same shape out. order: (n,), a permutation of 0 … n - 1. inverse: (n,), with order[inverse[i]] = i."""
         ctx.save_for_backward(inverse)
         return x.index_select(1, order)
 
@@ -37,14 +38,15 @@ def nearest_up_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Te
 
 
 def laid_out(x: Tensor) -> Tensor:
-    """With channels last in memory on a CPU, whose convolutions are up to several times as fast with it."""
+    """x with channels last in memory if it is on a CPU, where convolutions are then up to several times as fast."""
     return x.contiguous(memory_format=torch.channels_last if x.device.type == "cpu" else torch.contiguous_format)
 
 
 def norm_swish_convolution(x: Tensor, norm: nn.GroupNorm, conv: nn.Conv2d, *, last_use: bool = False) -> Tensor:
-    """conv(silu(norm(x))) for a 3x3 convolution, (b, c, h, w) to (b, o, h, w); last_use: x may be written over."""
+    """conv(silu(norm(x))) for a 3x3 convolution, (b, c, h, w) to (b, o, h, w). last_use: whether x may be written over."""
     gradient = torch.is_grad_enabled() and (x.requires_grad or norm.weight.requires_grad or conv.weight.requires_grad)
-    # The compiler fuses, and decides itself what to compute again; on a GPU that is slower than keeping all (RESULTS.md).
+    # The compiler fuses the three itself, and decides itself what to recompute in the backward pass. On a GPU, recomputing is
+    # slower than keeping everything (benchmarks/RESULTS.md).
     if torch.compiler.is_compiling() or (gradient and x.device.type != "cpu"):
         return conv(F.silu(norm(x)))
     if gradient:
@@ -54,12 +56,13 @@ def norm_swish_convolution(x: Tensor, norm: nn.GroupNorm, conv: nn.Conv2d, *, la
 
 
 class NormSwishConvolution(torch.autograd.Function):
-    """Keeps x alone for the backward pass, where norm, swish and convolution by themselves keep one tensor of its size each."""
+    """conv(silu(norm(x))) that keeps only x for the backward pass, where the three by themselves keep a map each."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, gain: Tensor, offset: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
     ) -> Tensor:
+        """x: (b, c, h, w) to (b, o, h, w). gain, offset: (c,) of the norm. weight, bias: (o, c, 3, 3) and (o,)."""
         activated, mean, rstd = normalised(x, gain, offset, groups, eps, swish=True)
         ctx.save_for_backward(x, gain, offset, weight, mean, rstd)
         kind = x.device.type
@@ -92,17 +95,19 @@ class NormSwishConvolution(torch.autograd.Function):
                 *(wide, mean, rstd, gain.to(wide.dtype), b, c, h * w, groups),
                 [of_x, of_gain, of_offset],
             )
-        # autograd casts each to the type of its input
+        # autograd casts each gradient to the dtype of its input
         return at_x, at_gain, at_offset, at_weight, at_bias, None, None
 
 
 def normalised(
     x: Tensor, gain: Tensor, offset: Tensor, groups: int, eps: float, *, swish: bool, overwrite: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Group norm of x, with swish or without, and each group's mean and 1 / deviation, (b, groups); float32 for half precision.
+    """Group norm of x, (b, c, h, w), and the mean and 1 / deviation of each group, (b, groups); float32 for half precision.
 
-    PyTorch's kernel for channels last on a CPU is off by 1e-4 on a 512x512 map, as it adds up pixel after pixel in float32.
-    There we sum by halves, and strip by strip where squares would fill another such map; and x may be written over.
+    PyTorch's kernel for channels last on a CPU is wrong by up to 1e-4 on a map of 512x512, as it adds up pixel after pixel in
+    float32. There we take `sum`, which adds pairwise, and square strip by strip, so that the squares need no map of their own.
+
+    Args: swish: apply silu to the result. overwrite: x may be written over, which saves a map.
     """
     b, c, h, w = x.shape
     x = _dense(_widened(x))
@@ -122,7 +127,7 @@ def normalised(
 
 
 def _affine(mean: Tensor, rstd: Tensor, gain: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
-    """Group norm as shift + scale * x, both (b, c, 1, 1)."""
+    """The shift and the scale, both (b, c, 1, 1), with which group norm is shift + scale * x."""
     scale = gain.to(mean.dtype).view(1, mean.shape[1], -1) * rstd.unsqueeze(2)
     shift = offset.to(mean.dtype).view_as(scale[:1]) - scale * mean.unsqueeze(2)
     return shift.flatten(1)[..., None, None], scale.flatten(1)[..., None, None]
@@ -137,6 +142,6 @@ def _dense(x: Tensor) -> Tensor:
 
 
 def _layout(x: Tensor) -> torch.memory_format:
-    """The one that PyTorch's group norm takes x in."""
+    """The memory format in which PyTorch's group norm takes x."""
     last = x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if last else torch.contiguous_format

@@ -1,11 +1,12 @@
-"""StyleGAN2 (Karras et al. 2020, arXiv:1912.04958): generator and discriminator, of PyTorch's own operations alone.
+"""StyleGAN2 (Karras et al. 2020, arXiv:1912.04958): generator and discriminator, made of PyTorch's own operations alone.
 
-One architecture, two forms. The equalised one keeps weights of unit variance, scales them at run time and resamples by a FIR
-kernel (keys of XPixelGroup/BasicSR basicsr/archs/stylegan2_arch.py). The clean one has the scales within its weights and
-resamples bilinearly (keys of TencentARC/GFPGAN gfpgan/archs/stylegan2_clean_arch.py). Between them stands the equalised form
-with bilinear resampling, as GFPGAN's clean files were trained: same keys as the first, same function as the second.
+One architecture, two forms. The equalised form stores weights of unit variance, scales them at run time and resamples with a
+FIR kernel (keys of XPixelGroup/BasicSR basicsr/archs/stylegan2_arch.py). The clean form has the scales in its weights and
+resamples bilinearly (keys of TencentARC/GFPGAN gfpgan/archs/stylegan2_clean_arch.py). Between them lies the equalised form
+with bilinear resampling, in which GFPGAN's clean files were trained: it has the keys of the first and computes what the second
+computes.
 
-All activations are leaky ReLUs, and leaky(g * x) = g * leaky(x): a gain behind one is put into the weights before it.
+All activations are leaky ReLUs, for which leaky(g * x) = g * leaky(x): a gain after one is folded into the weights before it.
 
 Letters in shapes: b batch, c and o channels, n style features, k side of a kernel.
 """
@@ -23,9 +24,9 @@ from torch import Tensor, nn
 from models.kernels import laid_out
 from models.vqgan import Positive, unsigned
 
-GAIN = math.sqrt(2)  # of every equalised activation, so that it keeps the variance
+GAIN = math.sqrt(2)  # of every equalised activation, with which it keeps the variance
 SLOPE = 0.2
-SMALL = 32  # on a CPU, maps of smaller sides are doubled by plain operations, which have less to prepare
+SMALL = 32  # on a CPU, plain operations double maps with smaller sides, as they prepare less
 
 Noise = Sequence[Tensor] | torch.Generator | None
 Kernel = Annotated[list[float], MinLen(4), MaxLen(4)]
@@ -47,7 +48,7 @@ def channels(out_size: int, channel_multiplier: int, narrow: float) -> dict[int,
 
 
 def activated(x: Tensor) -> Tensor:
-    """Writes over x, which only convolutions and linear layers made: they don't need what they gave for their gradient."""
+    """leaky_relu(x), written over x. Only outputs of convolutions and linear layers go in, whose gradients don't need them."""
     return F.leaky_relu_(x, SLOPE)
 
 
@@ -55,9 +56,9 @@ def activated(x: Tensor) -> Tensor:
 
 
 class Resampler(nn.Module):
-    """Halves and doubles maps: by a FIR kernel of four taps, with zeros around the map, or bilinearly (kernel None).
+    """Halves and doubles maps: with a FIR kernel of four taps and zeros around the map, or bilinearly (kernel None).
 
-    It holds nothing that a state dict has.
+    It adds nothing to a state dict.
     """
 
     def __init__(self, kernel: Sequence[float] | None) -> None:
@@ -66,11 +67,11 @@ class Resampler(nn.Module):
         self.taps: Tensor
         if kernel is not None and not sum(kernel):
             raise ValueError(f"network.resample_kernel={list(kernel)} adds up to 0: the official one is [1, 3, 3, 1]")
-        taps = torch.tensor(kernel or [1.0, 3.0, 3.0, 1.0])  # inside of a map, bilinear doubling is this kernel too
+        taps = torch.tensor(kernel or [1.0, 3.0, 3.0, 1.0])  # away from the edges, bilinear doubling is this kernel too
         self.register_buffer("taps", torch.outer(taps, taps) / taps.sum() ** 2, persistent=False)
 
     def smoothed(self, x: Tensor, padding: int, *, stride: int = 1, gain: float = 1.0, bias: Tensor | None = None) -> Tensor:
-        """(b, c, h, w) to (b, c, (h + 2 * padding - 4) // stride + 1, …): gain * kernel over each channel, plus bias (c)."""
+        """gain * kernel over each channel, plus bias (c,): (b, c, h, w) to (b, c, (h + 2 * padding - 4) // stride + 1, …)."""
         kernel = (gain * self.taps.flip(0, 1)).to(x.dtype).expand(x.shape[1], 1, 4, 4)
         return F.conv2d(x, kernel, bias, stride, padding, groups=x.shape[1])
 
@@ -82,9 +83,9 @@ class Resampler(nn.Module):
         return F.conv_transpose2d(x, kernel, stride=2, padding=1, groups=x.shape[1])
 
     def halve_convolution(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Half the side, then a convolution, (b, c, h, w) to (b, o, h / 2, w / 2); k is 3 or 1.
+        """Halves the side, then convolves: (b, c, h, w) to (b, o, h / 2, w / 2). weight: (o, c, k, k), k = 3 or 1.
 
-        With the kernel, a 3x3 convolution is what halves: it takes every other pixel of the smoothed map.
+        With the FIR kernel, a 3x3 convolution of stride 2 on the smoothed map does the halving.
         """
         if not self.fir:
             halved = F.interpolate(x, scale_factor=0.5, mode="bilinear", align_corners=False)
@@ -94,9 +95,9 @@ class Resampler(nn.Module):
         return F.conv2d(self.smoothed(x, 2), weight, bias, stride=2)
 
     def double_convolution(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Twice the side and a 3x3 convolution, (b, c, h, w) to (b, o, 2 * h, 2 * w).
+        """Doubles the side and convolves: (b, c, h, w) to (b, o, 2 * h, 2 * w). weight: (o, c, 3, 3).
 
-        With the kernel: zeros between the pixels, the convolution turned round, and only then smoothing, as StyleGAN2 has it.
+        With the FIR kernel a transposed convolution of stride 2 comes first and smoothing second, as in StyleGAN2.
         """
         if self.fir:
             spread = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)
@@ -111,10 +112,11 @@ class Resampler(nn.Module):
         return F.conv2d(self.doubled(x), weight, bias, padding=1)
 
     def _bilinear_convolution(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """conv2d(self.doubled(x), weight, bias, padding=1) in a quarter of the multiplications; not for gradients.
+        """conv2d(self.doubled(x), weight, bias, padding=1) in a quarter of the multiplications, without gradients.
 
-        Inside of a map the convolution may come before the smoothing. At its edge the order counts (one sees zeros there, the
-        other the edge pixel again): so the outermost rows and columns are made from strips, in the plain order.
+        Away from the edges the convolution may come before the smoothing. At an edge the order counts, since the convolution
+        sees zeros beyond it and the doubling sees the edge pixel again. So the outermost rows and columns are computed from
+        strips, in the plain order.
         """
         around = F.pad(x, (1, 1, 1, 1), mode="replicate")
         spread = F.conv_transpose2d(around, weight.flip(2, 3).transpose(0, 1), stride=2, padding=1)
@@ -130,7 +132,7 @@ class Resampler(nn.Module):
 
 
 class EqualLinear(nn.Module):
-    """A linear layer whose weight and bias are stored 1 / lr_mul times as large, the weight sqrt(inputs) times on top."""
+    """A linear layer that stores weight and bias divided by lr_mul, and the weight also multiplied by sqrt(inputs)."""
 
     def __init__(self, inputs: int, outputs: int, *, bias_init: float = 0.0, lr_mul: float = 1.0) -> None:
         super().__init__()
@@ -139,12 +141,13 @@ class EqualLinear(nn.Module):
         self.bias = nn.Parameter(torch.full((outputs,), bias_init))
 
     def forward(self, x: Tensor, gain: float = 1.0) -> Tensor:
-        """(…, inputs) to gain * (…, outputs)."""
-        return F.linear(x * (self.scale * gain), self.weight, self.bias * (self.lr_mul * gain))  # x is smaller than the weight
+        """(…, inputs) to (…, outputs), times gain."""
+        # Scaling x costs less than scaling the weight.
+        return F.linear(x * (self.scale * gain), self.weight, self.bias * (self.lr_mul * gain))
 
 
 class EqualConv2d(nn.Module):
-    """A convolution whose weight is stored sqrt(fan_in) times as large."""
+    """A convolution that stores its weight multiplied by sqrt(fan_in)."""
 
     def __init__(self, inputs: int, outputs: int, kernel_size: int, *, bias: bool = True, bias_init: float = 0.0) -> None:
         super().__init__()
@@ -153,12 +156,12 @@ class EqualConv2d(nn.Module):
         self.bias = nn.Parameter(torch.full((outputs,), bias_init)) if bias else None
 
     def folded(self, gain: float = 1.0) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias of the plain convolution that gives gain * what this one does."""
+        """Weight (o, c, k, k) and bias (o,) of the plain convolution whose output is gain times that of this one."""
         return self.weight * (self.scale * gain), None if self.bias is None else self.bias * gain
 
 
 class Bias(nn.Module):
-    """The bias that the official files keep with the activation behind a layer."""
+    """The bias of a layer, which official files keep with the activation after it."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -166,10 +169,11 @@ class Bias(nn.Module):
 
 
 class ConvLayer(nn.Module):
-    """An equalised convolution, with an activation or bare; its parts bear the numbers that the official files give them.
+    """An equalised convolution with or without an activation. Its parts have the numbers that they have in official files.
 
-    Args: halves: the files count a smoothing before the convolution.
-          activate: an activation follows, which has a bias. bias: a layer without an activation has one all the same.
+    Args: halves: whether the layer halves the side; official files then count a smoothing before the convolution.
+          activate: whether an activation follows, which has a bias.
+          bias: whether a layer without an activation has a bias all the same.
     """
 
     def __init__(
@@ -182,28 +186,28 @@ class ConvLayer(nn.Module):
             self.add_module(str(self.number + 1), Bias(outputs))
 
     def folded(self, gain: float = 1.0) -> tuple[Tensor, Tensor | None]:
-        """As EqualConv2d.folded; of what comes before the activation."""
+        """As EqualConv2d.folded, for what comes before the activation."""
         convolution: Any = self.get_submodule(str(self.number))
         weight, bias = convolution.folded(gain)
         return weight, self.get_parameter(f"{self.number + 1}.bias") * gain if self.activate else bias
 
     def forward(self, x: Tensor) -> Tensor:
-        """(b, inputs, h, w) to (b, outputs, h, w); for a layer that doesn't halve."""
+        """(b, inputs, h, w) to (b, outputs, h, w), for a layer that does not halve."""
         weight, bias = self.folded(GAIN if self.activate else 1.0)
         made = F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2)
         return activated(made) if self.activate else made
 
 
 class CleanConv2d(nn.Conv2d):
-    """A plain convolution: all gains are in its weight and bias already."""
+    """A plain convolution, whose weight and bias include all gains."""
 
     def folded(self, gain: float = 1.0) -> tuple[Tensor, Tensor | None]:
-        """As EqualConv2d.folded, but no gain is left to fold."""
+        """As EqualConv2d.folded, but gain is ignored, as weight and bias include it."""
         return self.weight, self.bias
 
 
 class HalvingBlock(nn.Module):
-    """Two 3x3 convolutions, the second of half the side, plus a 1x1 one on the shortcut; equalised, the sum over sqrt(2)."""
+    """Halves the side: two 3x3 convolutions, plus a 1x1 convolution on the shortcut. Equalised, the sum is over sqrt(2)."""
 
     def __init__(self, inputs: int, outputs: int, *, equalised: bool) -> None:
         super().__init__()
@@ -222,7 +226,7 @@ class HalvingBlock(nn.Module):
     def forward(self, x: Tensor, resampler: Resampler) -> Tensor:
         """(b, inputs, h, w) to (b, outputs, h / 2, w / 2)."""
         branch = activated(F.conv2d(x, *self.conv1.folded(GAIN), padding=1))
-        branch = activated(resampler.halve_convolution(branch, *self.conv2.folded()))  # its gain is that of the sum
+        branch = activated(resampler.halve_convolution(branch, *self.conv2.folded()))  # gains sqrt(2) and 1 / sqrt(2) cancel
         return resampler.halve_convolution(x, *self.skip.folded(1 / GAIN)).add_(branch)
 
 
@@ -230,9 +234,10 @@ class HalvingBlock(nn.Module):
 
 
 class ModulatedConv2d(nn.Module):
-    """A convolution of input channels that a style scales, to output channels brought back to unit variance (eq. 1 and 3).
+    """A convolution whose input channels a style scales and whose output channels return to unit variance (eq. 1 and 3).
 
-    That gives each sample its own weights. To scale the input and the output is the same, and lets all share one convolution.
+    As published, each sample has weights of its own. To scale input and output instead gives the same result, and lets all
+    samples share one convolution.
     """
 
     def __init__(
@@ -254,13 +259,13 @@ class ModulatedConv2d(nn.Module):
     def forward(
         self, x: Tensor, style: Tensor, bias: Tensor, gain: float, noise: Tensor | None, doubler: Resampler | None
     ) -> Tensor:
-        """gain * convolution + noise + bias, (b, c, h, w) to (b, o, h, w), or to twice the side with a doubler.
+        """gain * convolution + noise + bias: (b, c, h, w) to (b, o, h, w), or to (b, o, 2 * h, 2 * w) with a doubler.
 
-        style: (b, n). bias: (o). noise: (b or 1, 1, h, w) of the output, or None.
+        style: (b, n). bias: (o,). noise: (b or 1, 1, height, width) of the output, or None.
         """
         weight = self.weight[0]
         styles = self.modulation(style).to(weight.dtype) * self.scale  # in full precision under autocast
-        if x.shape[0] == 1 and x.numel() > weight.numel():  # the weights are less to scale than the maps
+        if x.shape[0] == 1 and x.numel() > weight.numel():  # scaling the weights costs less than scaling the maps
             weight = weight * styles.view(1, -1, 1, 1)
             if self.demodulate:
                 weight = weight * _normaliser(weight.square().sum((1, 2, 3))).view(-1, 1, 1, 1)
@@ -288,7 +293,7 @@ def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, doubler: Resample
 
 
 class StyleConv(nn.Module):
-    """A modulated 3x3 convolution, noise, bias and activation; `weight` is the noise's."""
+    """A modulated 3x3 convolution, noise, bias and activation. The parameter `weight` is the strength of the noise."""
 
     def __init__(self, inputs: int, outputs: int, num_style_feat: int, *, equalised: bool) -> None:
         super().__init__()
@@ -301,13 +306,16 @@ class StyleConv(nn.Module):
         self.equalised = equalised
 
     def forward(self, x: Tensor, style: Tensor, noise: Tensor, doubler: Resampler | None = None) -> Tensor:
-        """(b, c, h, w) to (b, o, h, w), or to twice the side with a doubler. style: (b, n). noise: (b or 1, 1, h, w)."""
+        """(b, c, h, w) to (b, o, h, w), or to twice the side with a doubler.
+
+        style: (b, n). noise: (b or 1, 1, height, width) of the output.
+        """
         weight, bias = (self.weight * GAIN, self.activate.bias * GAIN) if self.equalised else (self.weight, self.bias.flatten())
         return activated(self.modulated_conv(x, style, bias, GAIN, weight * noise, doubler))
 
 
 class ToRGB(nn.Module):
-    """A modulated 1x1 convolution to an image, which is not brought back to unit variance."""
+    """A modulated 1x1 convolution to an image, whose output does not return to unit variance."""
 
     def __init__(self, inputs: int, num_style_feat: int, *, equalised: bool) -> None:
         super().__init__()
@@ -320,7 +328,7 @@ class ToRGB(nn.Module):
 
 
 class ConstantInput(nn.Module):
-    """The learned 4x4 map that every image grows from."""
+    """The learned 4x4 map from which every image is made."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -328,7 +336,7 @@ class ConstantInput(nn.Module):
 
 
 class StyleMLP(nn.Module):
-    """Style vectors to latents, from length sqrt(n) on; the clean files count the activations as layers too."""
+    """Style vectors, first scaled to length sqrt(n), to latents. Clean files count the activations as layers too."""
 
     def __init__(self, num_style_feat: int, layers: int, lr_mul: float, *, equalised: bool) -> None:
         super().__init__()
@@ -343,7 +351,7 @@ class StyleMLP(nn.Module):
             self.add_module(str(1 + 2 * i), layer)
 
     def forward(self, style: Tensor) -> Tensor:
-        """(b, n), normal, to latents (b, n)."""
+        """Normally distributed styles (b, n) to latents (b, n)."""
         x = style * torch.rsqrt(style.square().mean(1, keepdim=True) + 1e-8)
         for layer in self.children():
             x = activated(layer(x, GAIN) if self.equalised else layer(x))
@@ -351,9 +359,9 @@ class StyleMLP(nn.Module):
 
 
 class Generator(nn.Module):
-    """What both forms of the generator have in common; see StyleGAN2Generator for the arguments.
+    """What both forms of the generator have in common; see StyleGAN2Generator for the other arguments.
 
-    Args: resample_kernel: null: bilinear. equalised: which form.
+    Args: resample_kernel: None: bilinear. equalised: whether this is the equalised form, not the clean one.
     """
 
     def __init__(
@@ -386,17 +394,17 @@ class Generator(nn.Module):
             self.noises.register_buffer(f"noise{number}", torch.randn(1, 1, side, side))
         self.num_latent = 2 * len(widths)
         self.resampler = Resampler(resample_kernel)
-        self.sample_seeds: list[int] | None = None  # of a training batch: the noise of a sample follows from its own alone
+        self.sample_seeds: list[int] | None = None  # of a training batch, one a sample, from which the sample's noise follows
 
     def forward(
         self, latent: Tensor, *, noise: Noise = None, conditions: Sequence[tuple[Tensor, Tensor]] | None = None
     ) -> Tensor:
-        """Args:    latent: (b, n), as `style_mlp` makes them, for all layers, or (b, num_latent, n), one for each.
-                 noise: maps (b or 1, 1, h, w), such as `stored_noise()`; or what they are drawn with. None: the stored ones in
-                     eval mode, and while training new ones by sample_seeds, or by PyTorch's own generator where there are none
-                     (the reference draws in both).
-                 conditions: for each side from 8 on the scale and shift, (b, o, h, w) both, of the last o channels of its first
-                     convolution (GFPGAN's spatial feature transform).
+        """Args:    latent: (b, n), from `style_mlp`, one for all layers, or (b, num_latent, n), one for each layer.
+                 noise: maps (b or 1, 1, h, w), such as `stored_noise()`, or a generator that draws them. None: in eval mode the
+                     stored maps, and while training new ones from sample_seeds, or from PyTorch's own generator where
+                     sample_seeds is None (the reference draws in both modes).
+                 conditions: for each side from 8 on scale and shift, both (b, o, h, w), of the last o channels that its first
+                     convolution gives (GFPGAN's spatial feature transform).
         Returns: (b, 3, out_size, out_size), about [0, 1], not clamped.
         Raises:  ValueError: latents or noise of another shape.
         """
@@ -419,7 +427,7 @@ class Generator(nn.Module):
         return unsigned(image)
 
     def stored_noise(self) -> list[Tensor]:
-        """The maps that belong to the weights, (1, 1, h, w) for each style convolution."""
+        """The noise that the file holds beside the weights, (1, 1, h, w) for each style convolution."""
         return [self.noises.get_buffer(f"noise{number}") for number in range(len(self.noise_sides))]
 
     def _noise(self, noise: Noise, b: int) -> list[Tensor]:
@@ -455,7 +463,7 @@ class Generator(nn.Module):
 
 
 def transformed(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """The last channels of x, as many as scale has, times scale plus shift; without a gradient x is written over."""
+    """x with its last channels, as many as scale has, times scale plus shift. Without a gradient x is written over."""
     untouched = x.shape[1] - scale.shape[1]
     if torch.is_grad_enabled():
         return torch.cat([x[:, :untouched], torch.addcmul(shift, x[:, untouched:], scale)], 1)
@@ -466,11 +474,11 @@ def transformed(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 class StyleGAN2Generator(Generator):
     """Latents to faces: the prior in GFPGAN v1.
 
-    Args:    out_size: side of the images, a power of 2. num_style_feat: width of styles and latents. num_mlp: layers from one
-                 to the other.
-             channel_multiplier: of the channels of maps from 64 px on. narrow: of all channels.
+    Args:    out_size: side of the images, a power of 2. num_style_feat: width of styles and latents.
+             num_mlp: number of layers from styles to latents.
+             channel_multiplier: multiplies the channels of maps from 64 px on. narrow: multiplies all channels.
              resample_kernel: four taps, [1, 3, 3, 1] as published; null: bilinear, as the clean files were trained.
-             lr_mlp: how much slower than the rest the layers from styles to latents learn.
+             lr_mlp: learning rate of the layers from styles to latents, as a multiple of that of the others.
     Raises:  ValueError for a combination that no forward could run.
     """
 
@@ -525,10 +533,10 @@ class StyleGAN2GeneratorClean(Generator):
 
 
 class StyleGAN2Discriminator(nn.Module):
-    """One logit for an image; it also sees how much the images of a group differ (Karras et al. 2018, section 3).
+    """Gives one logit for each image, and also sees how much the images of a group differ (Karras et al. 2018, section 3).
 
-    Args:    out_size, channel_multiplier, resample_kernel, narrow: as StyleGAN2Generator. stddev_group: images of a group; a
-                 smaller batch is one group.
+    Args:    out_size, channel_multiplier, resample_kernel, narrow: as in StyleGAN2Generator.
+             stddev_group: images in a group; a smaller batch is one group.
     Raises:  ValueError for a combination that no forward could run.
     """
 

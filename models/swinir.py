@@ -1,4 +1,4 @@
-"""SwinIR (Liang et al. 2021, arXiv:2108.10257) with every official head, and DiffBIR's stage-1 variant of it.
+"""SwinIR (Liang et al. 2021, arXiv:2108.10257) with all official heads, and DiffBIR's variant of it for stage 1.
 
 Keys are those of JingyunLiang/SwinIR models/network_swinir.py and XPixelGroup/DiffBIR diffbir/model/swinir.py.
 Letters in shapes: b batch, c channels, h/w height and width of the feature map, n = window_size ** 2 tokens in a window.
@@ -14,8 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 from models.kernels import Reorder, nearest_up_convolution
 
-RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K; a constant of the architecture, not in the state dict
-MASKED = -100.0  # the official additive mask; not -inf
+RGB_MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K; a constant of SwinIR's and of ELAN's architecture
+MASKED = -100.0  # added to masked scores in the official code, which does not use -inf
 
 Positive = Annotated[int, Ge(1)]
 
@@ -24,15 +24,15 @@ class SwinIR(nn.Module):
     """Restores an image with shifted-window attention on a feature map; official weights load with strict=True.
 
     Args:
-        img_size: side of the feature map the official file was built for. Only decides whether windows are shifted
-            (img_size <= window_size: never, as in the reference) and the size of the `attn_mask` that an export writes.
-        in_chans: 3 (RGB, the mean is subtracted inside) or any other number (no mean).
-        embed_dim: c of the body; each entry of num_heads must divide it.
+        img_size: side of the feature map that the official file was built for. It only decides whether windows are shifted
+            (never if img_size <= window_size, as in the reference), and the size of the `attn_mask` that an export writes.
+        in_chans: 3 (RGB, whose mean the network subtracts) or any other number (no mean).
+        embed_dim: channels c of the body; each entry of num_heads must divide it.
         depths: attention blocks in each residual group (RSTB).
         num_heads: attention heads in each group, as many entries as depths.
         window_size: side of an attention window, in feature pixels.
-        mlp_ratio: hidden width of a block's MLP over embed_dim.
-        unshuffle: pixel-unshuffle factor before the first convolution; 1 is none. DiffBIR's stage 1 has 8.
+        mlp_ratio: hidden width of a block's MLP, as a multiple of embed_dim.
+        unshuffle: factor of the pixel-unshuffle before the first convolution; 1 is none. DiffBIR's stage 1 has 8.
         upscale: factor of the head. The image grows by upscale / unshuffle.
         upsampler: "nearest+conv" (x2, x4, x8), "pixelshuffle" (powers of 2, and 3), "pixelshuffledirect",
             or "" (restoration at the same size: the input is added to the output).
@@ -83,7 +83,7 @@ class SwinIR(nn.Module):
             raise ValueError(f"network.upsampler='' keeps the size: upscale={upscale} and unshuffle={unshuffle} must be 1")
         self.img_size, self.unshuffle, self.upscale, self.img_range = img_size, unshuffle, upscale, img_range
         self.window_size = min(window_size, img_size)
-        self.multiple = self.window_size * unshuffle  # of a side, to which images are padded
+        self.multiple = self.window_size * unshuffle  # images are padded until both sides are multiples of it
         self.shift = 0 if img_size <= window_size else window_size // 2
         self.image_skip = image_skip
         self.gradient_checkpointing = gradient_checkpointing
@@ -165,7 +165,7 @@ class SwinIR(nn.Module):
     def body(self, features: Tensor) -> Tensor:
         """All residual groups, on (b, c, h, w) with h and w multiples of window_size; same shape out."""
         h, w = features.shape[-2:]
-        # Contiguous once: the convolutions and norms below keep the layout, where a transposed one is copied in each block.
+        # Made contiguous once, here: the layers below keep the layout, and each block would copy a transposed one.
         tokens = self.patch_embed["norm"](features.flatten(2).transpose(1, 2).contiguous())
         shifted = shift_windows(h, w, self.window_size, self.shift, tokens.device) if self.shift else None
         for group in self.layers:
@@ -173,12 +173,12 @@ class SwinIR(nn.Module):
         return self.norm(tokens).transpose(1, 2).unflatten(2, (h, w))
 
     def head(self, features: Tensor) -> Tensor:
-        """(b, c, h, w) to the image in the network's own range, (b, in_chans, h * upscale, w * upscale)."""
+        """Features (b, c, h, w) to the image (b, in_chans, h * upscale, w * upscale), in the network's own range."""
         if self.upsampler == "":
             return self.conv_last(features)
         if self.upsampler == "pixelshuffledirect":
             return self.upsample(features)
-        # Few channels on many pixels: convolutions are up to twice as fast with channels last.
+        # With few channels and many pixels, convolutions are up to twice as fast with channels last.
         x = self.conv_before_upsample(features.contiguous(memory_format=torch.channels_last))
         if self.upsampler == "pixelshuffle":
             return self.conv_last(self.upsample(x))
@@ -191,7 +191,7 @@ class SwinIR(nn.Module):
     def derived_buffers(self) -> dict[str, Tensor]:
         """The keys of an official file that follow from the configuration: position indices and masks.
 
-        They are not part of our state dict (loading drops them); an export adds them, as other programs read them.
+        Our state dict leaves them out. Loading drops them, and an export adds them, as other programs read them.
         """
         index = relative_position_index(self.window_size)
         mask = shift_mask(self.img_size, self.img_size, self.window_size, self.shift) if self.shift else None
@@ -205,7 +205,7 @@ class SwinIR(nn.Module):
 
 
 class ResidualGroup(nn.Module):
-    """RSTB: blocks with alternating shift, a convolution, and the group's input added (Liang et al. 2021, eq. 7)."""
+    """RSTB: blocks, every other one shifted, then a convolution, and the group's input added (Liang et al. 2021, eq. 7)."""
 
     def __init__(
         self, dim: int, heads: int, window: int, shift: int, mlp_ratio: float, drop_path: list[float], connection: str
@@ -219,8 +219,11 @@ class ResidualGroup(nn.Module):
         self.conv = group_convolution(dim, connection)
 
     def forward(self, tokens: Tensor, size: tuple[int, int], shifted: "Shift | None", recompute: bool) -> Tensor:
-        """Args: tokens: (b, h * w, c) in row order; size: (h, w), multiples of window; shifted: of `shift_windows`."""
-        # All but the convolution treats a token or a window at a time, so the tokens stay in window order in between.
+        """tokens: (b, h * w, c) in row order, same shape out. size: (h, w), multiples of window. shifted: from `shift_windows`.
+
+        Args: recompute: whether to recompute each block in the backward pass instead of keeping its activations.
+        """
+        # All layers but the convolution treat each token or each window by itself, so tokens stay in window order until then.
         x = to_windows(tokens.unflatten(1, size), self.window)
         for block in self.residual_group["blocks"]:  # type: ignore[attr-defined]
             x = checkpoint(block, x, shifted, use_reentrant=False) if recompute else block(x, shifted)
@@ -242,7 +245,7 @@ class Block(nn.Module):
         self.mlp = nn.ModuleDict({"fc1": nn.Linear(dim, hidden), "fc2": nn.Linear(hidden, dim)})
 
     def forward(self, windows: Tensor, shifted: "Shift | None") -> Tensor:
-        """Args: windows: (b, windows, n, c) of the map that is not shifted; shifted: of `shift_windows`. Same shape out."""
+        """windows: (b, windows, n, c) of the map that is not shifted, same shape out. shifted: from `shift_windows`."""
         x = self.norm1(windows)
         if self.shift and shifted is not None:
             x = Reorder.apply(x.flatten(1, 2), shifted.order, shifted.back).view_as(windows)
@@ -255,10 +258,10 @@ class Block(nn.Module):
 
 
 class StochasticDepth(nn.Module):
-    """Drops the whole branch of a sample with probability `rate`, else scales it up (Huang et al. 2016, arXiv:1603.09382).
+    """Drops the whole branch of a sample with probability `rate`, or else scales it up (Huang et al. 2016, arXiv:1603.09382).
 
-    `uniform`, (b,) in [0, 1), decides for the samples of the batch at hand: a task that knows which samples these are sets it,
-    so that a sample's draw does not depend on the batch it is in. None: torch's generator draws.
+    `uniform`, (b,) in [0, 1), decides for each sample of the current batch. A task that knows which samples these are sets it,
+    so that a sample's draw does not depend on the batch that it is in. If it is None, torch's generator draws.
     """
 
     def __init__(self, rate: float) -> None:
@@ -267,7 +270,7 @@ class StochasticDepth(nn.Module):
         self.uniform: Tensor | None = None
 
     def forward(self, branch: Tensor) -> Tensor:
-        """branch: (b, …); same shape out."""
+        """branch: (b, …), same shape out."""
         if not self.training or self.rate == 0:
             return branch
         uniform = torch.rand(branch.shape[0], device=branch.device) if self.uniform is None else self.uniform
@@ -290,14 +293,15 @@ class WindowAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, windows: Tensor, mask: Tensor | None) -> Tensor:
-        """Args:    windows: (b, windows, n, c); mask: (windows, n, n), 0 or -100, added to the scores; None is no shift.
-        Returns: (b, windows, n, c)."""
+        """Args:    windows: (b, windows, n, c). mask: (windows, n, n), 0 or -100, added to the scores; None means no shift.
+        Returns: (b, windows, n, c).
+        """
         b, count, n, c = windows.shape
         bias = self.relative_position_bias_table.t()[:, self.position].view(1, self.heads, n, n)
         if mask is not None:
             bias = bias + mask.to(bias.dtype).unsqueeze(1)
             bias = bias if b == 1 else bias.repeat(b, 1, 1, 1)
-        # Heads padded with zeros to a multiple of 8 change no score and no output, and let fused kernels take them.
+        # Fused kernels take heads whose width is a multiple of 8. Padding them with zeros changes no score and no output.
         pad = -self.head_dim % 8
         weight = F.pad(self.qkv.weight.view(3 * self.heads, self.head_dim, c), (0, 0, 0, pad)).flatten(0, 1)
         weight_bias = F.pad(self.qkv.bias.view(3 * self.heads, self.head_dim), (0, pad)).flatten()
@@ -305,7 +309,7 @@ class WindowAttention(nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         bias = bias.to(q.dtype).expand(b * count, -1, -1, -1)
         if windows.device.type == "cpu" and torch.is_grad_enabled():
-            # Without a fused kernel for a bias that needs a gradient, SDPA also looks for rows that are masked throughout.
+            # SDPA has no fused kernel for a bias that needs a gradient, and would also search for fully masked rows.
             x = (q @ (k * self.head_dim**-0.5).transpose(-2, -1)).add_(bias).softmax(-1) @ v
         else:
             x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.head_dim**-0.5)
@@ -314,14 +318,15 @@ class WindowAttention(nn.Module):
 
 
 class Shift(NamedTuple):
-    """How the windows of the shifted map relate to those of the map itself; positions count tokens in window order."""
+    """Where the windows of the shifted map find their tokens in those of the map itself; positions count in window order."""
 
-    order: Tensor  # (h * w,) where each token of the shifted windows stands in the windows that are not shifted
-    back: Tensor  # (h * w,) the inverse
-    mask: Tensor  # (windows, n, n) of `shift_mask`
+    order: Tensor  # (h * w,): the position, in the windows that are not shifted, of each token of the shifted windows
+    back: Tensor  # (h * w,): the inverse of order
+    mask: Tensor  # (windows, n, n): see `shift_mask`
 
 
 def shift_windows(h: int, w: int, window: int, shift: int, device: torch.device) -> Shift:
+    """For a map of h x w, both multiples of window, that is rolled up and left by shift."""
     rows = torch.arange(h * w, device=device).view(1, h, w, 1)
     plain = to_windows(rows, window).flatten()
     moved = to_windows(rows.roll((-shift, -shift), dims=(1, 2)), window).flatten()
@@ -344,7 +349,7 @@ def from_windows(windows: Tensor, window: int, size: tuple[int, int]) -> Tensor:
 
 
 def relative_position_index(window: int) -> Tensor:
-    """(n, n) row of the bias table for each pair (query, key): (dy + window - 1) * (2 * window - 1) + dx + window - 1."""
+    """(n, n): for each pair (query, key) the row of the bias table, (dy + window - 1) * (2 * window - 1) + dx + window - 1."""
     y, x = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
     y, x = y.flatten(), x.flatten()
     dy, dx = y[:, None] - y[None], x[:, None] - x[None]
@@ -352,7 +357,7 @@ def relative_position_index(window: int) -> Tensor:
 
 
 def shift_mask(h: int, w: int, window: int, shift: int, device: torch.device | None = None) -> Tensor:
-    """(windows, n, n): -100 between tokens that are neighbours only because the map was rolled by shift, else 0."""
+    """(windows, n, n): -100 between tokens that share a window only because the map was rolled by shift, else 0."""
     rows = _region(h, window, shift, device)
     columns = _region(w, window, shift, device)
     region = to_windows((3 * rows[:, None] + columns[None])[None, :, :, None], window)[0, :, :, 0]
@@ -360,7 +365,7 @@ def shift_mask(h: int, w: int, window: int, shift: int, device: torch.device | N
 
 
 def _region(length: int, window: int, shift: int, device: torch.device | None) -> Tensor:
-    """0, 1 or 2 for each row of the rolled map: before the last window, in it, rolled around."""
+    """(length,): for each row of the rolled map 0 before the last window, 1 in it, and 2 where it was rolled around."""
     i = torch.arange(length, device=device)
     return (i >= length - window).long() + (i >= length - shift).long()
 
@@ -380,6 +385,7 @@ def group_convolution(dim: int, connection: str) -> nn.Module:
 
 
 def shuffle_up(channels_in: int, channels_out: int, factor: int) -> nn.Sequential:
+    """(b, channels_in, h, w) to (b, channels_out, factor * h, factor * w)."""
     return nn.Sequential(nn.Conv2d(channels_in, channels_out * factor**2, 3, padding=1), nn.PixelShuffle(factor))
 
 

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-BLOCKS = ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4))  # width and convolutions of each
+BLOCKS = ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4))  # width and number of convolutions of each block
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 
 
 class VGG19Features(nn.Module):
-    """What chosen convolutions give before their ReLU; keys are torchvision's, `features.N.weight`.
+    """The output of chosen convolutions, before their ReLU. Keys are torchvision's, `features.N.weight`.
 
-    Args:   layers: conv1_1 … conv5_4; nothing behind the deepest is built.
+    Args:   layers: names from conv1_1 to conv5_4; no layer after the deepest of them is built.
     Raises: ValueError: a layer that VGG19 does not have.
     """
 
@@ -38,7 +38,10 @@ class VGG19Features(nn.Module):
         self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """(b, 3, h, w) RGB in [0, 1] to layer -> (b, c, h / 2^n, w / 2^n)."""
+        """(b, 3, h, w) RGB in [0, 1] to the features of each chosen layer, by its name: (b, c, h / 2 ** n, w / 2 ** n).
+
+        n is the number of poolings before the layer, which is 0 for conv1_x and 4 for conv5_x. Sides are rounded down.
+        """
         x, found = (images - self.mean) / self.std, {}
         wanted = {place: name for name, place in self.places.items()}
         for place, layer in enumerate(self.features):

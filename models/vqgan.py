@@ -31,10 +31,10 @@ class Autoencoding(NamedTuple):
 class CodebookNetwork(nn.Module):
     """Encoder, codebook and generator: what VQAutoEncoder and CodeFormer have in common.
 
-    Args:    img_size: side of the images. Decides which maps attn_resolutions means, and how large the latent is.
-             nf: width at full size. ch_mult: width of each level over nf; each level after the first halves the side.
-             res_blocks: residual blocks of a level. attn_resolutions: sides of the maps whose blocks attention follows.
-             codebook_size: codes. emb_dim: width of a code.
+    Args:    img_size: side of the images. It decides the sides of all maps, and so where attn_resolutions puts attention.
+             nf: width at full size. ch_mult: width of each level as a multiple of nf. Each further level has half the side.
+             res_blocks: residual blocks of a level. attn_resolutions: sides of the maps on which attention follows each block.
+             codebook_size: number of codes. emb_dim: width of a code.
     Raises:  ValueError for a combination that no forward could run.
     """
 
@@ -102,7 +102,7 @@ class CodebookNetwork(nn.Module):
         return self.quantize.embed(codes)
 
     def signed(self, image: Tensor) -> Tensor:
-        """[0, 1] to the encoder's [-1, 1]; refuses what `encode` refuses."""
+        """(b, 3, H, W) from [0, 1] to the encoder's [-1, 1]. Raises ValueError as `encode` does."""
         height, width = image.shape[-2:]
         if height % self.factor or width % self.factor:
             raise ValueError(
@@ -120,10 +120,10 @@ def unsigned(image: Tensor) -> Tensor:
 class VQAutoEncoder(CodebookNetwork):
     """Faces to codes and back: CodeFormer's stage I, whose codebook and generator the later stages keep.
 
-    The last layer, at which an adversarial loss is weighed against the others, is `generator.blocks.N.weight` with the largest
-    N, 24 in the official network.
+    The last layer, whose gradients balance an adversarial loss against the others, is `generator.blocks.N.weight` with the
+    largest N, which is 24 in the official network.
 
-    Args: as CodebookNetwork.
+    Args: as in CodebookNetwork.
     """
 
     def __init__(
@@ -148,7 +148,10 @@ class VQAutoEncoder(CodebookNetwork):
         )
 
     def forward(self, hq: Tensor) -> Autoencoding:
-        """hq: (b, 3, H, W) in [0, 1], sides multiples of 2 ** (levels - 1). Gradients pass the codebook straight through."""
+        """Args:    hq: (b, 3, H, W) in [0, 1], sides multiples of 2 ** (levels - 1).
+        Returns: the image from its codes, (b, 3, H, W), about [0, 1], not clamped; the latent and its nearest codes, both
+                 (b, emb_dim, h, w); the codes' numbers (b, h, w). The image's gradient passes straight through the codebook.
+        """
         latent = self.encode(hq)
         quantized, codes = self.quantize(latent)
         restored = self.decode(latent + (quantized - latent).detach())
@@ -156,9 +159,11 @@ class VQAutoEncoder(CodebookNetwork):
 
 
 class Encoder(nn.Module):
-    """Image to latent; the blocks are one flat list, as in the official files.
+    """Image to latent. The blocks are one flat list, as in the official files.
 
-    Args: as CodebookNetwork. `taps`: side of a map -> number of its level's last residual block.
+    The attribute `taps` maps the side of a map to the number of the last residual block on that level.
+
+    Args: as in CodebookNetwork.
     """
 
     def __init__(
@@ -195,7 +200,7 @@ class Encoder(nn.Module):
         return self.with_taps(image, ())[0]
 
     def with_taps(self, image: Tensor, sizes: Iterable[int]) -> tuple[Tensor, dict[int, Tensor]]:
-        """The latent, and the features of the levels of these sizes, {size: (b, c, size, size)}."""
+        """The latent, and for each of these sizes the features (b, c, size, size) after its level's last residual block."""
         kept = {self.taps[size]: size for size in sizes}
         features: dict[int, Tensor] = {}
         x = laid_out(image)
@@ -207,10 +212,12 @@ class Encoder(nn.Module):
 
 
 class Generator(nn.Module):
-    """Latent to image; the blocks are one flat list, as in the official files.
+    """Latent to image. The blocks are one flat list, as in the official files.
 
-    Args: as CodebookNetwork. `taps`: side of a map -> number of the block that fusion follows: the first residual block of
-          a level, but the last of the coarsest (official quirk).
+    The attribute `taps` maps the side of a map to the number of the block after which features are fused: the first residual
+    block of a level, but the last of the coarsest level (a quirk of the official network). `widths` maps it to its channels.
+
+    Args: as in CodebookNetwork.
     """
 
     def __init__(
@@ -246,7 +253,7 @@ class Generator(nn.Module):
         self.blocks = nn.ModuleList(blocks)
 
     def forward(self, quantized: Tensor, fusions: Mapping[int, Callable[[Tensor], Tensor]] | None = None) -> Tensor:
-        """(b, emb_dim, h, w) to (b, 3, H, W), about [-1, 1]. fusions: side of a map -> what is done to its features."""
+        """(b, emb_dim, h, w) to (b, 3, H, W), about [-1, 1]. fusions: side of a map -> a function of its features."""
         after = {self.taps[size]: fuse for size, fuse in (fusions or {}).items()}
         x = laid_out(quantized)
         for number, block in enumerate(self.blocks):
@@ -282,7 +289,7 @@ class VectorQuantizer(nn.Module):
 
     @torch.no_grad()
     def _distances(self, latent: Tensor) -> Tensor:
-        """(b * h * w, n): squared distance to each code, less the latent's own square, which all codes share."""
+        """(b * h * w, n): squared distance to each code, without the latent's own square, which is the same for all codes."""
         with torch.autocast(latent.device.type, enabled=False):
             vectors = latent.permute(0, 2, 3, 1).flatten(0, 2).float()
             book = self.embedding.weight.float()
@@ -290,7 +297,7 @@ class VectorQuantizer(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Twice norm, swish and 3x3 convolution, added to the input; a 1x1 convolution on the shortcut where widths differ."""
+    """Two times norm, swish and 3x3 convolution, added to the input; a 1x1 convolution on the shortcut if widths differ."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -308,7 +315,7 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """One head of attention over all pixels, added to the input."""
+    """Attention with one head over all pixels, added to the input."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -328,7 +335,7 @@ class Attention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Half the side: a 3x3 convolution of stride 2 that looks over the right and lower edges only."""
+    """Halves the side: a 3x3 convolution of stride 2, padded with zeros at the right and lower edges alone."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -340,7 +347,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the side: nearest neighbour, then a 3x3 convolution."""
+    """Doubles the side: nearest neighbour, then a 3x3 convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -352,12 +359,13 @@ class Upsample(nn.Module):
 
 
 class GroupNorm(nn.GroupNorm):
-    """In 32 groups; where no gradient is asked for, by `normalised`, which is more exact than PyTorch's kernel on a CPU."""
+    """Group norm in 32 groups. Without a gradient it runs `normalised`, which is more exact than PyTorch's kernel on a CPU."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(GROUPS, channels, eps=1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(b, channels, h, w), same shape out."""
         if torch.compiler.is_compiling() or torch.is_grad_enabled():
             return super().forward(x)
         return normalised(x, self.weight, self.bias, self.num_groups, self.eps, swish=False)[0].to(x.dtype)

@@ -1,4 +1,4 @@
-"""Colours of one image, details of another: DiffBIR's colour fix, which StableSR and SUPIR share."""
+"""The colours of one image with the details of another: DiffBIR's colour fix, which StableSR and SUPIR share."""
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ def wavelet_colour_fix(content: Tensor, style: Tensor) -> Tensor:
 
 
 def coarse(image: Tensor) -> Tensor:
-    """What is left of (b, c, h, w) after five passes of a 3x3 binomial filter whose taps lie 1, 2, 4, 8 and 16 pixels apart."""
+    """(b, c, h, w), same shape out: smoothed five times by a 3x3 binomial filter, its taps 1, 2, 4, 8 and 16 pixels apart."""
     tap = image.new_tensor([1.0, 2.0, 1.0]) / 4
     kernel = torch.outer(tap, tap).expand(image.shape[1], 1, 3, 3)
     for level in range(LEVELS):

@@ -1,7 +1,7 @@
 """IRControlNet (Lin et al. 2023, DiffBIR, arXiv:2308.15070): a trainable copy of the encoder of Stable Diffusion's UNet.
 
-It sees the latent of a first restoration beside the noisy latent, and steers the frozen UNet by what it adds to its skip
-connections. Keys are those of XPixelGroup/DiffBIR's published files (v1_face.pth, v2.pth, DiffBIR_v2.1.pt). Letters in
+It sees the latent of a first restoration beside the noisy latent. The residuals that it gives are added to the frozen UNet's
+skip connections. Keys are those of XPixelGroup/DiffBIR's published files (v1_face.pth, v2.pth, DiffBIR_v2.1.pt). Letters in
 shapes: b batch, c channels, n = h * w tokens of a map, m tokens of the text.
 """
 
@@ -22,15 +22,15 @@ Positive = Annotated[int, Gt(0)]
 class IRControlNet(nn.Module):
     """Turns a noisy latent and a condition latent into one residual for each skip connection of the UNet, and for its middle.
 
-    As built, the residuals are zero, and the rest is drawn: `copy_encoder` makes it the copy that training starts from.
+    As built, all residuals are zero and all other weights random. `copy_encoder` makes it the copy that training starts from.
 
     Args:    in_channels: of the noisy latent. hint_channels: of the condition latent.
-             model_channels: width of the first level. channel_mult: width of each level as a multiple of it, from high to
-                 low resolution. num_res_blocks: residual blocks of a level.
-             attention_resolutions: downsampling factors (not sizes) of the levels with attention; the middle always has it.
+             model_channels: width of the first level. channel_mult: width of each level as a multiple of model_channels, from
+                 high to low resolution. num_res_blocks: residual blocks of a level.
+             attention_resolutions: downsampling factors (not sizes) of the levels with attention. The middle always has it.
              num_head_channels: channels of one attention head. context_dim: width of the text features.
              gradient_checkpointing: recompute each block in the backward pass instead of keeping its activations.
-    Raises:  ValueError: widths that normalisation or heads can't divide, or a factor without a level.
+    Raises:  ValueError: a width that the norms' 32 groups or the heads don't divide, or a factor that no level has.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class IRControlNet(nn.Module):
         self.hint_channels = hint_channels
         self.num_head_channels = num_head_channels
         self.gradient_checkpointing = gradient_checkpointing
-        self.multiple = 2 ** (len(channel_mult) - 1)  # of a latent's sides
+        self.multiple = 2 ** (len(channel_mult) - 1)  # both sides of a latent must be multiples of it
         self.model_channels = width = model_channels
         embedding = 4 * width
         self.time_embed = nn.Sequential(nn.Linear(width, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
@@ -82,7 +82,8 @@ class IRControlNet(nn.Module):
     def forward(self, latent: Tensor, timesteps: Tensor, text: Tensor, condition: Tensor) -> list[Tensor]:
         """Args:    latent: (b, in_channels, h, w), noised to timesteps (b,), whole numbers in 0..999.
                  text: (b, m, context_dim). condition: (b, hint_channels, h, w), the latent of the first restoration.
-        Returns: the residuals of the UNet's skip connections in the order it makes them, and last that of its middle block.
+        Returns: residuals (b, c, height, width), one for each skip connection of the UNet in the order in which the UNet makes
+                 them, and last the one for its middle block.
         Raises:  ValueError: sides that can't be halved at each level, or a condition of another size.
         """
         if latent.shape[-2:] != condition.shape[-2:]:
@@ -93,7 +94,7 @@ class IRControlNet(nn.Module):
                 f"a latent of {h}x{w} (an image of {8 * h}x{8 * w}) can't be halved {self.multiple.bit_length() - 1} times: "
                 f"pad images to multiples of {8 * self.multiple}"
             )
-        dtype = self.get_parameter("input_blocks.0.0.weight").dtype  # of the weights, which may be narrower than the latent's
+        dtype = self.get_parameter("input_blocks.0.0.weight").dtype  # the weights may be in half precision, and the latent not
         embedding = self.time_embed(timestep_embedding(timesteps, self.model_channels).to(dtype))
         x, text = torch.cat([latent, condition], 1).to(dtype), text.to(dtype)
         residuals = []
@@ -108,16 +109,16 @@ class IRControlNet(nn.Module):
         return stage(x, embedding, text)
 
     def copy_encoder(self, unet: nn.Module) -> None:
-        """Take over encoder and middle block of diffusers' UNet2DConditionModel; the condition's channels begin with zeros.
+        """Copies encoder and middle block of diffusers' UNet2DConditionModel; weights for the condition's channels become zero.
 
-        With the zero convolutions as built, the UNet then does what it did without control.
+        As long as the zero convolutions are zero, the controlled UNet gives what it gives without control.
 
-        Raises:  ValueError: a UNet of another form, such as one of SD 1.5; the network is left as it was.
+        Raises:  ValueError: a UNet of another form, such as one of SD 1.5. The network is then left as it was.
         """
         self.load_state_dict(self.encoder_of(unet), strict=False)
 
     def encoder_of(self, unet: nn.Module) -> dict[str, Tensor]:
-        """What `copy_encoder` takes over, under our names. Raises ValueError: a UNet of another form."""
+        """The weights that `copy_encoder` copies, under our names. Raises ValueError: a UNet of another form."""
         config: Any = unet.config
         state = ldm.to_official(unet.state_dict(), ldm.unet_names(config), "the UNet")
         entry = "input_blocks.0.0.weight"
@@ -160,7 +161,7 @@ def _check(model_channels: int, channel_mult: list[int], attention_resolutions: 
 
 
 def timestep_embedding(timesteps: Tensor, dim: int) -> Tensor:
-    """(b,) to float32 (b, dim): cosines, then sines, of dim / 2 frequencies that fall from 1 towards 1e-4 in even ratios."""
+    """(b,) to float32 (b, dim): cosines, then sines, of dim / 2 frequencies that fall geometrically from 1 towards 1e-4."""
     half = dim // 2
     frequencies = torch.exp(-math.log(10_000) / half * torch.arange(half, dtype=torch.float32, device=timesteps.device))
     angles = timesteps[:, None].float() * frequencies
@@ -168,7 +169,7 @@ def timestep_embedding(timesteps: Tensor, dim: int) -> Tensor:
 
 
 def zero_convolution(channels: int) -> nn.Sequential:
-    """A 1x1 convolution that gives zero until it is trained."""
+    """A 1x1 convolution whose output is zero until it is trained."""
     convolution = nn.Conv2d(channels, channels, 1)
     nn.init.zeros_(convolution.weight)
     nn.init.zeros_(cast(Tensor, convolution.bias))
@@ -176,10 +177,13 @@ def zero_convolution(channels: int) -> nn.Sequential:
 
 
 class Stage(nn.ModuleList):
-    """The layers between two skip connections; each is given what it takes of timestep and text."""
+    """The layers between two skip connections. Each layer gets the timestep or the text if it takes them."""
 
     def forward(self, x: Tensor, embedding: Tensor, text: Tensor) -> Tensor:
-        """x: (b, c, h, w). embedding: (b, 4 * model_channels). text: (b, m, context_dim)."""
+        """x: (b, c, h, w) to (b, o, h, w), or to (b, c, h/2, w/2) where the layer halves.
+
+        Args: embedding: (b, 4 * model_channels), of the timestep. text: (b, m, context_dim).
+        """
         for layer in self:
             if isinstance(layer, ResBlock):
                 x = layer(x, embedding)
@@ -191,18 +195,19 @@ class Stage(nn.ModuleList):
 
 
 class Downsample(nn.Module):
-    """(b, c, h, w) to (b, c, h/2, w/2)."""
+    """A convolution that halves the side."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(b, c, h, w) to (b, c, h/2, w/2)."""
         return self.op(x)
 
 
 class ResBlock(nn.Module):
-    """Two convolutions with the timestep added between them, and a skip."""
+    """Two convolutions with the timestep's embedding added between them, and a skip connection around both."""
 
     def __init__(self, channels: int, out_channels: int, embedding: int) -> None:
         super().__init__()
@@ -211,19 +216,19 @@ class ResBlock(nn.Module):
         self.out_layers = nn.Sequential(
             nn.GroupNorm(32, out_channels),
             nn.SiLU(),
-            nn.Identity(),  # the reference's dropout of 0 has the number 2
+            nn.Identity(),  # dropout of 0 in the reference, where it counts as layer 2
             nn.Conv2d(out_channels, out_channels, 3, padding=1),
         )
         self.skip_connection = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """(b, channels, h, w) to (b, out_channels, h, w)."""
+        """x: (b, channels, h, w) to (b, out_channels, h, w). embedding: (b, 4 * model_channels), of the timestep."""
         h = self.in_layers(x) + self.emb_layers(embedding)[..., None, None]
         return self.skip_connection(x) + self.out_layers(h)
 
 
 class SpatialTransformer(nn.Module):
-    """Attention of the places of a map to each other and to the text; residual, (b, c, h, w) in and out."""
+    """Attention of the places of a map to each other and to the text, added to the map."""
 
     def __init__(self, channels: int, heads: int, context_dim: int) -> None:
         super().__init__()
@@ -233,6 +238,7 @@ class SpatialTransformer(nn.Module):
         self.proj_out = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor, text: Tensor) -> Tensor:
+        """x: (b, c, h, w), same shape out. text: (b, m, context_dim)."""
         tokens = self.proj_in(self.norm(x).flatten(2).transpose(1, 2))
         for block in self.transformer_blocks:
             tokens = block(tokens, text)
@@ -280,21 +286,25 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """An MLP four times as wide whose values are gated by the GELU (exact, not its tanh form) of as many others."""
+    """An MLP four times as wide as its input, with a GEGLU as its activation."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.net = nn.Sequential(GEGLU(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim))
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """(b, n, dim), same shape out."""
         return self.net(tokens)
 
 
 class GEGLU(nn.Module):
+    """Values times the GELU (exact, not its tanh form) of as many gates; both are linear in the input (Shazeer 2020)."""
+
     def __init__(self, dim: int, out_dim: int) -> None:
         super().__init__()
         self.proj = nn.Linear(dim, 2 * out_dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """(b, n, dim) to (b, n, out_dim)."""
         values, gate = self.proj(tokens).chunk(2, -1)
         return values * F.gelu(gate)

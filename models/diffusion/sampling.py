@@ -1,7 +1,8 @@
-"""Samplers of DiffBIR's second stage: from noise to a latent, by a network that predicts noise or v.
+"""Samplers of DiffBIR's second stage: from noise to a latent, with a network that predicts noise or v.
 
-All are generators of the latent after each step, so that a caller can show progress; the last one is the result. Coefficients
-are Python floats (float64), so a step costs no transfer. Unit noise comes from a `Draw`, and from nowhere else.
+Each sampler is a Python generator that yields the latent after every step, so that a caller can show progress; the last latent
+is the result. Coefficients are Python floats (float64), so that a step needs no transfer between devices. All unit noise comes
+from a `Draw`.
 """
 
 import math
@@ -14,13 +15,13 @@ from torch import Tensor
 
 from models.diffusion.schedule import TIMESTEPS, NoiseSchedule, clean_of
 
-Predict = Callable[[Tensor, int], Tensor]  # a latent and its timestep to the network's output, guided
+Predict = Callable[[Tensor, int], Tensor]  # a latent (b, c, h, w) and its timestep to the network's output, with guidance
 Draw = Callable[[Tensor], Tensor]  # unit noise in the shape of a latent
-Correct = Callable[[Tensor, int, float], Tensor]  # a clean latent, its timestep, its weight in the step to a better one
+Correct = Callable[[Tensor, int, float], Tensor]  # clean latent, timestep and the latent's weight in the step to a better one
 
 
 class Sampler(Protocol):
-    """A way from x_T to x_0 in so many steps."""
+    """From x_T (b, c, h, w) to x_0 in so many steps; yields the latent after each."""
 
     def __call__(
         self, predict: Predict, schedule: NoiseSchedule, latent: Tensor, steps: int, draw: Draw
@@ -28,7 +29,7 @@ class Sampler(Protocol):
 
 
 def drawn_from(generator: torch.Generator) -> Draw:
-    """Unit noise of a generator, made on its device, so that a seed gives the same noise whatever the latent's device."""
+    """Unit noise from a generator, drawn on the generator's device: a seed gives the same noise for latents on any device."""
 
     def draw(like: Tensor) -> Tensor:
         noise = torch.randn(like.shape, generator=generator, device=generator.device, dtype=torch.float32)
@@ -38,20 +39,20 @@ def drawn_from(generator: torch.Generator) -> Draw:
 
 
 class SpacedSchedule(NamedTuple):
-    """A chain of fewer steps in the long one (Nichol and Dhariwal 2021, section 4); all by step, the cleanest first."""
+    """A chain of fewer steps within the long one (Nichol and Dhariwal 2021, section 4). By step, the cleanest first."""
 
     timesteps: list[int]
-    alphas_cumprod: Tensor  # float64, as the rest
-    posterior_variance: Tensor  # of x_{t-1} given x_t and x0; 0 at the first
-    posterior_mean_coef1: Tensor  # of x0
-    posterior_mean_coef2: Tensor  # of x_t
+    alphas_cumprod: Tensor  # (steps,) float64, as the tensors below
+    posterior_variance: Tensor  # of x_{t-1} given x_t and x0; 0 in the first entry
+    posterior_mean_coef1: Tensor  # factor of x0
+    posterior_mean_coef2: Tensor  # factor of x_t
 
 
 def spaced_schedule(schedule: NoiseSchedule, steps: int) -> SpacedSchedule:
     """Raises ValueError for fewer than 2 steps or more than there are timesteps."""
     if not 2 <= steps <= TIMESTEPS:
         raise ValueError(f"steps={steps}: the spaced sampler takes 2 to {TIMESTEPS}")
-    # Added up, not multiplied: at exact halves the two round to different timesteps, and the reference adds.
+    # Sums, not products: at exact halves the two round to different timesteps, and the reference adds up.
     places = accumulate(repeat((TIMESTEPS - 1) / (steps - 1), steps - 1), initial=0.0)
     timesteps = [round(place) for place in places]
     a = schedule.alphas_cumprod[timesteps]
@@ -74,9 +75,9 @@ def sample_spaced(
     draw: Draw,
     correct: Correct | None = None,
 ) -> Iterator[Tensor]:
-    """Ancestral sampling (Ho et al. 2020, algorithm 2) on a spaced schedule: "spaced", DiffBIR v1 and v2.
+    """Ancestral sampling (Ho et al. 2020, algorithm 2) on a spaced schedule: "spaced", the default of DiffBIR v1 and v2.
 
-    Args:    latent: x_T, (b, c, h, w). correct: changes the clean latent before each step: restoration guidance.
+    Args:    latent: x_T, (b, c, h, w). correct: changes the clean latent in each step, such as restoration guidance.
     """
     spaced = spaced_schedule(schedule, steps)
     rows = list(zip(spaced.timesteps, *(each.tolist() for each in spaced[1:]), strict=True))
@@ -91,15 +92,15 @@ def sample_spaced(
 
 
 class DDIMSchedule(NamedTuple):
-    """By step, the cleanest first."""
+    """One entry a step, the cleanest first."""
 
     timesteps: list[int]
     alphas_cumprod: Tensor  # float64
-    alphas_cumprod_before: Tensor  # of the next cleaner step
+    alphas_cumprod_before: Tensor  # float64, of the next cleaner step
 
 
 def ddim_schedule(schedule: NoiseSchedule, steps: int) -> DDIMSchedule:
-    """Every k-th timestep from 1, with k = 1000 // steps: where steps is no divisor of 1000 there are a few steps more.
+    """Every k-th timestep from 1 on, with k = 1000 // steps. If steps does not divide 1000, there are a few steps more.
 
     Raises:  ValueError: fewer than 1 step or more than 500.
     """
@@ -111,7 +112,7 @@ def ddim_schedule(schedule: NoiseSchedule, steps: int) -> DDIMSchedule:
 
 
 def sample_ddim(predict: Predict, schedule: NoiseSchedule, latent: Tensor, steps: int, draw: Draw) -> Iterator[Tensor]:
-    """Deterministic sampling (Song et al. 2021, eq. 12 with eta 0); draws nothing."""
+    """Deterministic sampling (Song et al. 2021, eq. 12 with eta 0): "ddim". It draws no noise."""
     rows = list(zip(*(list(each) for each in ddim_schedule(schedule, steps)), strict=True))
     for timestep, a, before in reversed([(int(t), float(a), float(b)) for t, a, b in rows]):
         clean = clean_of(predict(latent, timestep), latent, a, schedule.prediction)
@@ -121,14 +122,14 @@ def sample_ddim(predict: Predict, schedule: NoiseSchedule, latent: Tensor, steps
 
 
 class SigmaSchedule(NamedTuple):
-    """The noisiest first; a clean end is added to both."""
+    """One entry a step, the noisiest first, and at last one for the clean end."""
 
     timesteps: list[int]
-    sigmas: list[float]  # of the noise, where the signal has factor 1
+    sigmas: list[float]  # deviation of the noise if the signal has factor 1
 
 
 def sigma_schedule(schedule: NoiseSchedule, steps: int) -> SigmaSchedule:
-    """The published one: evenly spaced timesteps, and 1e4 in place of the first sigma, which is infinite with zero_snr.
+    """The published schedule: evenly spaced timesteps, and about 1e4 as first sigma, which zero_snr would make infinite.
 
     Raises:  ValueError: fewer than 1 step or more than there are timesteps.
     """
@@ -140,7 +141,7 @@ def sigma_schedule(schedule: NoiseSchedule, steps: int) -> SigmaSchedule:
 
 
 class SigmaStep(NamedTuple):
-    """One step of a sampler that works on x0 + sigma e (Karras et al. 2022), where Stable Diffusion's latent is scaled."""
+    """One step of a sampler that works on x = x0 + sigma e (Karras et al. 2022), which is x_t / sqrt(a) of the latent x_t."""
 
     timestep: int
     sigma: float
@@ -153,7 +154,7 @@ class SigmaStep(NamedTuple):
 
     @property
     def length(self) -> float:
-        """In the logarithm of sigma; never asked for in the last step, which is infinite."""
+        """The step's length in log sigma. That of the last step is infinite; nothing asks for it."""
         return math.log(self.sigma / self.sigma_after)
 
 
@@ -163,7 +164,7 @@ def sigma_steps(schedule: NoiseSchedule, steps: int) -> list[SigmaStep]:
 
 
 def sample_dpmpp_2m(predict: Predict, schedule: NoiseSchedule, latent: Tensor, steps: int, draw: Draw) -> Iterator[Tensor]:
-    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): "edm_dpm++_2m"; draws nothing."""
+    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): "edm_dpm++_2m". It draws no noise."""
     way = sigma_steps(schedule, steps)
     x = (1 + way[0].sigma ** 2) ** 0.5 * latent
     before: tuple[Tensor, float] | None = None
@@ -183,13 +184,13 @@ def sample_dpmpp_2m(predict: Predict, schedule: NoiseSchedule, latent: Tensor, s
 def sample_dpmpp_3m_sde(predict: Predict, schedule: NoiseSchedule, latent: Tensor, steps: int, draw: Draw) -> Iterator[Tensor]:
     """The stochastic DPM-Solver++ of third order with full noise: "edm_dpm++_3m_sde", the default of DiffBIR v2.1.
 
-    The clean latent is taken as a polynomial of log sigma through the last three (at first two, then one), and the linear
-    part of the equation is solved exactly. diffusers' DPMSolverMultistepScheduler is no substitute: in 0.42.1 its third
-    order has a wrong sign.
+    It takes the clean latent as a polynomial in log sigma through its last three values (one and two at the start), and solves
+    the linear part of the equation exactly. diffusers' DPMSolverMultistepScheduler can't replace it: in 0.42.1 its third order
+    has a wrong sign.
     """
     way = sigma_steps(schedule, steps)
     x = (1 + way[0].sigma ** 2) ** 0.5 * latent
-    past: list[tuple[Tensor, float]] = []  # clean latents and the lengths of the steps that they were made for, latest first
+    past: list[tuple[Tensor, float]] = []  # clean latents and the lengths of their steps, the latest first
     for step in way:
         clean = step.clean(predict, schedule, x)
         if step.sigma_after == 0:

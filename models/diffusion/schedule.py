@@ -1,4 +1,4 @@
-"""The noise that a diffusion model is trained on: schedules, noised latents, targets, and what an output says of the clean one.
+"""The noise that a diffusion model is trained on: schedules, noised latents, targets, and clean latents from outputs.
 
 Letters of the formulas: x0 the clean latent, e unit noise, a(t) the cumulative alpha: x_t = sqrt(a) x0 + sqrt(1 - a) e.
 """
@@ -15,12 +15,12 @@ BETA_RANGE = (0.00085, 0.012)  # of Stable Diffusion 1 and 2; their square roots
 
 
 class NoiseSchedule:
-    """How much noise is in a latent at each of 1000 timesteps (Ho et al. 2020), and what the network predicts of it.
+    """How much noise a latent has at each of 1000 timesteps (Ho et al. 2020), and what the network predicts.
 
-    Args:    prediction: of the UNet: the noise ("eps", Stable Diffusion 2.1-base, DiffBIR v1 and v2), or v (Salimans and Ho
-                 2022, "v", DiffBIR v2.1).
-             zero_snr: rescale so that the last timestep is pure noise (Lin et al. 2024, algorithm 1; DiffBIR v2.1).
-    Raises:  ValueError: eps with zero_snr, where the last timestep tells nothing of the clean latent.
+    Args:    prediction: what the UNet predicts: the noise ("eps": Stable Diffusion 2.1-base, DiffBIR v1 and v2), or v
+                 (Salimans and Ho 2022; "v": DiffBIR v2.1).
+             zero_snr: rescale the betas so that the last timestep is pure noise (Lin et al. 2024, algorithm 1; DiffBIR v2.1).
+    Raises:  ValueError: eps with zero_snr, as noise predicted from pure noise says nothing about the clean latent.
     """
 
     def __init__(self, *, prediction: Prediction, zero_snr: bool) -> None:
@@ -37,12 +37,12 @@ class NoiseSchedule:
         return (1 - self.betas).cumprod(0)
 
     def noised(self, clean: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
-        """x_t of (b, c, h, w) at timesteps (b,), with unit noise of the same shape."""
+        """x_t (b, c, h, w) of clean latents x0 (b, c, h, w) at timesteps (b,), with unit noise (b, c, h, w)."""
         signal, sigma = self._factors(clean, timesteps)
         return signal * clean + sigma * noise
 
     def target(self, clean: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
-        """What the network should predict of `noised`: the noise, or v = sqrt(a) e - sqrt(1 - a) x0; the loss is plain MSE."""
+        """What the network should predict from `noised`: the noise, or v = sqrt(a) e - sqrt(1 - a) x0; (b, c, h, w)."""
         if self.prediction == "eps":
             return noise
         signal, sigma = self._factors(clean, timesteps)
@@ -54,7 +54,10 @@ class NoiseSchedule:
 
 
 def zero_terminal_snr(betas: Tensor) -> Tensor:
-    """Shift and scale the square roots of the cumulative alphas so that the last is 0 and the first stays (algorithm 1)."""
+    """betas (n,), changed so that the last cumulative alpha is 0 and the first stays (Lin et al. 2024, algorithm 1).
+
+    It shifts and scales the square roots of the cumulative alphas.
+    """
     roots = (1 - betas).cumprod(0).sqrt()
     roots = (roots - roots[-1]) * (roots[0] / (roots[0] - roots[-1]))
     alphas_cumprod = roots.square()
@@ -62,7 +65,7 @@ def zero_terminal_snr(betas: Tensor) -> Tensor:
 
 
 def clean_of(output: Tensor, latent: Tensor, a: float, prediction: Prediction) -> Tensor:
-    """x0 by the network's output on `latent`, which has cumulative alpha a."""
+    """x0 from the network's output on `latent`, whose cumulative alpha is a; all (b, c, h, w)."""
     if prediction == "v":
         return a**0.5 * latent - (1 - a) ** 0.5 * output
     return (latent - (1 - a) ** 0.5 * output) / a**0.5

@@ -1,4 +1,4 @@
-"""Large latents by tiles: at each step the outputs of overlapping tiles are averaged, the middle of a tile counting most."""
+"""Large latents in tiles: at each step the outputs of overlapping tiles are averaged, and the middle of a tile counts most."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from models.diffusion.guidance import Model
 
 
 def tiled(model: Model, *, size: int, stride: int) -> Model:
-    """A model that sees `size` x `size` of a latent at a time; both numbers in latent pixels, an eighth of the image's.
+    """The model, applied to tiles of `size` x `size` every `stride`, both in latent pixels, of which one is 8 of the image's.
 
     The published values are 64 and 32. A side that is no longer than a tile is not cut.
 
@@ -32,7 +32,7 @@ def tiled(model: Model, *, size: int, stride: int) -> Model:
 
 
 def starts(length: int, tile: int, stride: int) -> list[int]:
-    """Where the tiles begin along one side: every `stride`, and one that ends at the end."""
+    """Where the tiles start along one side: every `stride`, and one more that ends where the side ends."""
     regular = list(range(0, length - tile + 1, stride))
     return regular if regular[-1] == length - tile else [*regular, length - tile]
 
@@ -40,7 +40,7 @@ def starts(length: int, tile: int, stride: int) -> list[int]:
 def gaussian_weights(h: int, w: int) -> Tensor:
     """(h, w) float64: a normal density with a deviation of a tenth of each side.
 
-    Its peak lies half a pixel below the middle: so it does in the reference, whose results would otherwise not be met.
+    Its peak lies half a pixel below the middle, as in the reference, whose results it must reproduce.
     """
     return torch.outer(_density(h, h / 2), _density(w, (w - 1) / 2))
 

@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from models.elan import ELAN, RGB_MEAN
+from models.elan import ELAN
 from models.files.family import Arguments, CheckpointError, Family, Shapes
+from models.swinir import RGB_MEAN
 
 
 def recognise(shapes: Shapes) -> tuple[Arguments, list[str]] | None:
