@@ -6,8 +6,8 @@ CONF = Path(__file__).parents[1] / "conf"
 
 
 def groups() -> list[str]:
-    """Names that a command can choose in: model=NAME, task=NAME, data=NAME …"""
-    return sorted(folder.name for folder in CONF.iterdir() if folder.is_dir())
+    """Names that a command can choose in: model=NAME, task=NAME, data=NAME … Not Hydra's own, nor chains of stages."""
+    return sorted(folder.name for folder in CONF.iterdir() if folder.is_dir() and folder.name not in ("hydra", "stages"))
 
 
 def choices(group: str) -> list[Path]:

@@ -69,6 +69,12 @@ def launch(config: dict[str, Any], local_ranks: int | None = None) -> None:
         raise Failed(f"rank {rank} ended with code {codes[rank]}")
 
 
+def ranks_here(config: dict[str, Any]) -> int | None:
+    """What to give `launch` where nothing else is known: the devices by number, None where they are few or not counted."""
+    devices = config["trainer"]["devices"]
+    return devices if isinstance(devices, int) and devices > 1 else None
+
+
 def _places(local_ranks: int, nodes: int) -> list[dict[str, str]]:
     """What Lightning's default environment reads in a process that somebody else started."""
     shared = {

@@ -17,7 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, open_dict
 
 from train.jobs.config import ConfigError, check, plain
-from train.jobs.launch import Failed, launch
+from train.jobs.launch import Failed, launch, ranks_here
 from train.runs.differences import differing_keys
 from train.runs.rundir import RUNS, read_summary, saved_config, write_text
 from train.signals import Interrupted, stop_signal
@@ -111,8 +111,7 @@ class Sweep:
         if not job.error and (job.config["resume"] == "never" or not is_finished(job.config)):
             print(f"\n{self.folder}, job {len(self.jobs)}: {job.name}", flush=True)
             try:
-                devices = job.config["trainer"]["devices"]
-                launch(job.config, devices if isinstance(devices, int) and devices > 1 else None)
+                launch(job.config, ranks_here(job.config))
             except Interrupted as ended:
                 job.status = "interrupted"
                 sys.exit(ended.exit_code)  # the whole sweep ends; issued again it goes on here

@@ -20,6 +20,7 @@ from train.runs.loggers import CsvLogger
 from train.runs.nonfinite import leave_signals_to_us
 from train.runs.pictures import Pictures
 from train.runs.progress import Progress
+from train.runs.resume import note_origins
 from train.runs.rundir import RUNS, saved_config, write_text
 from train.runs.times import StepTimes
 from train.tasks.start import load_start
@@ -131,6 +132,8 @@ def prepare(config: dict[str, Any], directory: Path, trainer: L.Trainer, step: i
             (directory / name).unlink(missing_ok=True)
     write_text(file, OmegaConf.to_yaml(OmegaConf.create(config)))
     (directory / "summary.json").unlink(missing_ok=True)  # of what is about to be done again, or of fewer updates
+    if step == 0:
+        note_origins(config, directory)
     loggers: Any = trainer.loggers  # train/runs/loggers.py
     for logger in loggers:
         logger.cut_after(step)

@@ -146,6 +146,15 @@ def checksum_file(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
 
 
+def sha256_of(path: Path) -> str:
+    """Of a checkpoint's file: the one noted beside it or beside another name of it, else computed."""
+    for name in step_files(path.parent):
+        if name.samefile(path) and checksum_file(name).exists():
+            return checksum_file(name).read_text().split()[0]
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 class _Hashed:
     """What torch.save needs of a file; the SHA-256 comes along, and so does an error that torch would hide."""
 

@@ -1,14 +1,15 @@
-"""Where an attempt at a run goes on: which checkpoint, and whether it fits the configuration."""
+"""Where an attempt at a run goes on: which checkpoint, and whether it fits the configuration. Which runs it began from."""
 
+import json
 import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from train.ranks import say
-from train.runs.checkpoint import damage, load, newest_whole, step_files, step_of
-from train.runs.differences import differing_keys, listed
-from train.runs.rundir import read_summary, saved_config, set_aside
+from train.runs.checkpoint import damage, load, newest_whole, sha256_of, step_files, step_of
+from train.runs.differences import differing_keys, flatten, listed
+from train.runs.rundir import read_summary, saved_config, set_aside, write_text
 
 
 def choose_checkpoint(config: dict[str, Any], directory: Path, back_to: Path | None = None) -> Path | None:
@@ -96,3 +97,28 @@ def last_good(folder: Path) -> Path | None:
     """The newest whole checkpoint that was not written between updates that were not finite."""
     whole = (path for path in reversed(step_files(folder)) if not damage(path))
     return next((path for path in whole if not load(path)["callbacks"]["NonFiniteGuard"]["in_a_row"]), None)
+
+
+ORIGINS = "began_from.json"  # in a run's folder: other runs' folders -> SHA-256 of the checkpoint that they had
+
+
+def note_origins(config: dict[str, Any], directory: Path) -> None:
+    """Of a run that starts at update 0: which runs it takes weights from, and what these are at this moment."""
+    if origins := _other_runs(config, directory):
+        write_text(directory / ORIGINS, json.dumps(origins, indent=2) + "\n")
+    else:
+        (directory / ORIGINS).unlink(missing_ok=True)
+
+
+def changed_origins(config: dict[str, Any], directory: Path) -> list[str]:
+    """The runs named in the configuration that have been trained again, or further, since this one began from them."""
+    file = directory / ORIGINS
+    noted = json.loads(file.read_text()) if file.exists() else {}
+    return [run for run, digest in _other_runs(config, directory).items() if noted.get(run) != digest]
+
+
+def _other_runs(config: dict[str, Any], directory: Path) -> dict[str, str]:
+    """Folder -> SHA-256 of its newest checkpoint, for every value of the configuration that is another run's folder."""
+    values = {value for value in flatten(config).values() if isinstance(value, str) and Path(value) != directory}
+    checkpoints = {value: os.path.join(value, "checkpoints", "last.ckpt") for value in sorted(values)}
+    return {value: sha256_of(Path(file)) for value, file in checkpoints.items() if os.path.isfile(file)}
