@@ -1,6 +1,5 @@
 """Training against discriminators: SwinIR with a GAN (DT-BFR), ELAN (HGGT), CodeFormer I and III, GFPGAN."""
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -8,17 +7,16 @@ import torch
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from data.batch import Batch
-from losses.weighted import LossSet, Term, Terms, total
+from losses.weighted import Term, Terms, total
 from train import ranks
 from train.ranks import say
 from train.tasks.discriminators import Adversary
-from train.tasks.task import Decay, RestorationTask
-from train.tasks.validation import Validation
+from train.tasks.task import RestorationTask, constructed
 
 
+@constructed
 class AdversarialTask(RestorationTask):
     """One generator and its discriminators; an update is the generator's step, then the discriminators'.
 
@@ -29,6 +27,8 @@ class AdversarialTask(RestorationTask):
     Raises: ValueError: a term of the loss speaks `of` a discriminator that isn't there, no term of one that is, or
             `adaptive_at` names no parameter.
     """
+
+    adversary: Adversary
 
     offers = RestorationTask.offers | {"fake_logits", "fake_features", "real_features"}
     kept = (*RestorationTask.kept, "adversary")
@@ -46,21 +46,9 @@ class AdversarialTask(RestorationTask):
         early = {key: 0 for key, step in starts.items() if step < config["trainer"]["max_steps"]}
         return {**node, "adversary": {**node["adversary"], **early}}
 
-    def __init__(
-        self,
-        *,
-        network: nn.Module,
-        adversary: Adversary,
-        loss: LossSet,
-        optimizer: Callable[..., Optimizer],
-        schedule: Callable[..., LRScheduler],
-        ema_decay: Decay | None,
-        validation: Validation,
-    ) -> None:
-        super().__init__(
-            network=network, loss=loss, optimizer=optimizer, schedule=schedule, ema_decay=ema_decay, validation=validation
-        )
-        self.adversary = adversary
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        loss, adversary = self.loss, self.adversary
         terms: dict[str, Any] = dict(loss.terms.items())
         self.adversarial = {name for name, term in terms.items() if hasattr(term, "of")}
         needs_features = loss.needing({"fake_features", "real_features"})
@@ -89,7 +77,7 @@ class AdversarialTask(RestorationTask):
                 f"nothing: add one with of: {unheard[0]}, or leave out what none hears ({way_out})"
             )
         self.adaptive = {
-            name: _parameter(network, terms[name].adaptive_at, name)
+            name: _parameter(self.network, terms[name].adaptive_at, name)
             for name in self.adversarial
             if getattr(terms[name], "adaptive_at", None)
         }
@@ -120,8 +108,8 @@ class AdversarialTask(RestorationTask):
             raise ValueError("trainer=fsdp trains no discriminators: choose trainer=ddp")
 
     def configure_optimizers(self) -> Any:
-        generator = self.make_optimizer(params=[p for p in self.network.parameters() if p.requires_grad])
-        pairs = [(generator, self.make_schedule(optimizer=generator))]
+        generator = self.optimizer(params=[p for p in self.network.parameters() if p.requires_grad])
+        pairs = [(generator, self.schedule(optimizer=generator))]
         for each in self.adversary.discriminators.values():
             optimizer = each.make_optimizer(params=list(each.network.parameters()))
             pairs.append((optimizer, each.make_schedule(optimizer=optimizer)))

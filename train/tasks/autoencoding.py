@@ -1,53 +1,30 @@
 """Training of CodeFormer's stage I: clean faces through a codebook and back, against a discriminator."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from data.batch import Batch
-from losses.weighted import LossSet
 from train.tasks.adversarial import AdversarialTask
 from train.tasks.calling import outputs
 from train.tasks.codebook import CodebookUse
-from train.tasks.discriminators import Adversary
-from train.tasks.task import Decay
-from train.tasks.validation import Validation
+from train.tasks.task import constructed
 
 
+@constructed
 class AutoencodingTask(AdversarialTask):
     """HQ in, HQ out; the LQ of a batch is not looked at. Logs how much of the codebook is in use.
 
     Raises: ValueError: as AdversarialTask.
     """
 
-    def __init__(
-        self,
-        *,
-        network: nn.Module,
-        codebook: CodebookUse,
-        adversary: Adversary,
-        loss: LossSet,
-        optimizer: Callable[..., Optimizer],
-        schedule: Callable[..., LRScheduler],
-        ema_decay: Decay | None,
-        validation: Validation,
-    ) -> None:
-        super().__init__(
-            network=network,
-            adversary=adversary,
-            loss=loss,
-            optimizer=optimizer,
-            schedule=schedule,
-            ema_decay=ema_decay,
-            validation=validation,
-        )
-        self.codebook = codebook
-        codebook.register(self._codebooks()[0].num_embeddings)
+    codebook: CodebookUse
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.codebook.register(self._codebooks()[0].num_embeddings)
         self.latent: Tensor | None = None  # of the last batch, for dead codes to begin from
 
     def _codebooks(self) -> list[nn.Embedding]:

@@ -1,26 +1,20 @@
 """Training of CodeFormer's transformer (stage II, DT-BFR) and of its controllable features (stage III)."""
 
 import hashlib
-from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric
 
 from data.batch import Batch
 from losses.frozen import Frozen
-from losses.weighted import LossSet
 from models.files import official
 from train.tasks.adversarial import AdversarialTask
 from train.tasks.calling import outputs
-from train.tasks.discriminators import Adversary
 from train.tasks.regression import RegressionTask
-from train.tasks.task import Decay, RestorationTask
-from train.tasks.validation import Validation
+from train.tasks.task import RestorationTask, constructed
 
 Fidelity = Annotated[float, Ge(0)]
 
@@ -122,11 +116,14 @@ def fingerprint_of(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
+@constructed
 class PredictsCodes(RestorationTask):
     """What stages II and III have in common: target codes from a frozen teacher, and updates with and without an image.
 
     Updates that make an image take batch["lq"], the others batch["lq_large"] where the degradation makes one.
     """
+
+    codes: Codes
 
     offers = RestorationTask.offers | {"target_codes", "target_latent"}
     reads = frozenset({"codes"})
@@ -138,12 +135,11 @@ class PredictsCodes(RestorationTask):
         on_codes_alone = any(phase["w"] is None or phase.get("image_every", 1) > 1 for phase in phases)
         return on_codes_alone and "fuse_convs_dict" not in config["network"]["fix_modules"]
 
-    def attach(self, codes: Codes) -> None:
-        """Called once by the constructors, which spell out their arguments for train/jobs/config.py."""
-        self.codes = codes
+    def __post_init__(self) -> None:
+        super().__post_init__()
         terms: Any = self.loss.terms
         self.of_images = self.loss.needing({"restored", "fake_logits", "fake_features"})
-        if self.of_images == set(terms) and any(phase.w is None for phase in codes.phases):
+        if self.of_images == set(terms) and any(phase.w is None for phase in self.codes.phases):
             raise ValueError("codes.phases: a phase without images needs a term on codes, such as losses.codebook.CodeFeature")
         self.accuracy = MeanMetric()
 
@@ -223,23 +219,8 @@ class CodePredictionTask(PredictsCodes, RegressionTask):
     Raises: ValueError: as Codes, and where a term of the loss needs what there isn't.
     """
 
-    def __init__(
-        self,
-        *,
-        network: nn.Module,
-        codes: Codes,
-        loss: LossSet,
-        optimizer: Callable[..., Optimizer],
-        schedule: Callable[..., LRScheduler],
-        ema_decay: Decay | None,
-        validation: Validation,
-    ) -> None:
-        super().__init__(
-            network=network, loss=loss, optimizer=optimizer, schedule=schedule, ema_decay=ema_decay, validation=validation
-        )
-        self.attach(codes)
 
-
+@constructed
 class ControllableTask(PredictsCodes, AdversarialTask):
     """Stage III: images made at w > 0 against a discriminator, and the losses on codes (codeformer_joint_model.py).
 
@@ -249,29 +230,6 @@ class ControllableTask(PredictsCodes, AdversarialTask):
     """
 
     offers = PredictsCodes.offers | AdversarialTask.offers
-
-    def __init__(
-        self,
-        *,
-        network: nn.Module,
-        codes: Codes,
-        adversary: Adversary,
-        loss: LossSet,
-        optimizer: Callable[..., Optimizer],
-        schedule: Callable[..., LRScheduler],
-        ema_decay: Decay | None,
-        validation: Validation,
-    ) -> None:
-        super().__init__(
-            network=network,
-            adversary=adversary,
-            loss=loss,
-            optimizer=optimizer,
-            schedule=schedule,
-            ema_decay=ema_decay,
-            validation=validation,
-        )
-        self.attach(codes)
 
     def plays(self, update: int) -> bool:
         return super().plays(update) and self.codes.fidelity(update) is not None

@@ -9,17 +9,14 @@ from typing import Annotated, Any, Literal, NamedTuple
 import torch
 from annotated_types import Ge, Interval
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from data.batch import Batch
-from losses.weighted import LossSet
 from models.files import official
 from train.tasks.calling import outputs
 from train.tasks.draws import SampleDraws
 from train.tasks.regression import RegressionTask
-from train.tasks.task import Decay
-from train.tasks.validation import Validation, check_scale
+from train.tasks.task import constructed
+from train.tasks.validation import check_scale
 
 Precision = (
     Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed", "16-true", "64-true", "32", "bf16", "16", "64", 32, 16, 64]
@@ -190,6 +187,7 @@ def digest_of(*networks: nn.Module) -> str:
     return digest.hexdigest()
 
 
+@constructed
 class ControlTask(RegressionTask):
     """The control network learns what to add to the UNet, so that it predicts the noise in the latents of HQs.
 
@@ -198,36 +196,26 @@ class ControlTask(RegressionTask):
     Raises: ValueError: as RestorationTask, and where networks don't go together.
     """
 
+    diffusion: Diffusion
+
     offers = frozenset({"predicted", "target", "hq", "lq"})
     inputs = 4
     reads = frozenset({"latents", "condition_latents"})
 
-    def __init__(
-        self,
-        *,
-        network: nn.Module,
-        diffusion: Diffusion,
-        loss: LossSet,
-        optimizer: Callable[..., Optimizer],
-        schedule: Callable[..., LRScheduler],
-        ema_decay: Decay | None,
-        validation: Validation,
-    ) -> None:
-        control: Any = network
+    def __post_init__(self) -> None:
+        control: Any = self.network
         if not hasattr(control, "copy_encoder"):
-            raise ValueError(f"{type(network).__name__} controls no diffusion model: task=control is for network=ircontrolnet")
+            raise ValueError(f"{type(control).__name__} controls no diffusion model: task=control is for network=ircontrolnet")
         if control.hint_channels != control.in_channels:
             raise ValueError(
                 f"network.hint_channels={control.hint_channels}: the condition is a latent, of as many channels as "
                 f"network.in_channels={control.in_channels}"
             )
-        control.copy_encoder(diffusion.backbone.unet)
+        control.copy_encoder(self.diffusion.backbone.unet)
         if control.gradient_checkpointing:
-            diffusion.backbone.unet.enable_gradient_checkpointing()  # its decoder keeps activations for the control network too
-        super().__init__(
-            network=network, loss=loss, optimizer=optimizer, schedule=schedule, ema_decay=ema_decay, validation=validation
-        )
-        self.diffusion = diffusion
+            # The UNet's decoder keeps activations for the control network too.
+            self.diffusion.backbone.unet.enable_gradient_checkpointing()
+        super().__post_init__()
 
     def configure_model(self) -> None:
         super().configure_model()

@@ -2,8 +2,10 @@
 
 import inspect
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import wraps
 from pydoc import locate
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, TypeVar, dataclass_transform
 
 import lightning as L
 import torch
@@ -30,45 +32,57 @@ MADE_BEFORE = ("codes", "latents", "condition_latents")
 GRADED = frozenset({"negative", "has_negative"})
 
 Decay = Annotated[float, Interval(ge=0, lt=1)]
+Task = TypeVar("Task", bound=L.LightningModule)
 
 
+@dataclass_transform(kw_only_default=True, eq_default=False)
+def constructed(task: type[Task]) -> type[Task]:
+    """Makes the annotated attributes of a task's class, and of its base classes, the keyword arguments of its constructor.
+
+    It is a dataclass, but that torch registers parts only once its own constructor was called; `__post_init__` comes last.
+    """
+    made = dataclass(kw_only=True, eq=False, repr=False)(task)
+    fill = made.__init__
+
+    @wraps(fill)  # train/jobs/config.py holds a configuration against names and types of the arguments
+    def construct(self: Task, **parts: Any) -> None:
+        L.LightningModule.__init__(self)
+        fill(self, **parts)
+
+    made.__init__ = construct  # type: ignore[method-assign, assignment]
+    return made
+
+
+@constructed
 class RestorationTask(L.LightningModule):
-    """A network that restores images, with a loss set. Subclasses add the training step.
+    """A network that restores images, with a loss set. Subclasses add the training step, and what they need besides.
 
-    Args:   network: (b, 3, h, w) LQ to restored.    loss: see losses/weighted.py.
-            optimizer: parameters -> optimizer.      schedule: optimizer -> learning rate by generator update.
-            ema_decay: of the average that validates and is exported; null keeps none.
     Raises: ValueError: a term of the loss needs what the task doesn't offer.
     """
 
-    # Keyword arguments that the task calls its network with, and how many tensors come before them.
-    calls_with: frozenset[str] = frozenset()
-    inputs = 1
-    # Tensors that terms of the loss may name; those that the network returns besides come on top.
-    offers: frozenset[str] = frozenset({"restored", "hq", "lq"}) | GRADED
-    # Groups whose weights and optimizers a checkpoint holds: another one can't go on from it.
-    kept: tuple[str, ...] = ("network", "ema_decay", "optimizer")
-    # Of MADE_BEFORE.
-    reads: frozenset[str] = frozenset()
+    network: nn.Module  # (b, 3, h, w) LQ to restored
+    loss: LossSet
+    optimizer: Callable[..., Optimizer]  # parameters -> optimizer
+    schedule: Callable[..., LRScheduler]  # optimizer -> learning rate by generator update
+    ema_decay: Decay | None  # of the average that validates and is exported; null keeps none
+    validation: Validation
 
-    def __init__(
-        self,
-        *,
-        network: nn.Module,
-        loss: LossSet,
-        optimizer: Callable[..., Optimizer],
-        schedule: Callable[..., LRScheduler],
-        ema_decay: Decay | None,
-        validation: Validation,
-    ) -> None:
-        super().__init__()
-        check_arguments(network, self.calls_with, self.inputs)
-        self.offers = self.offers | named_outputs(network)
-        loss.check_offered(self.offers, type(self).__name__)
-        self.network, self.loss, self.validation = network, loss, validation
-        self.make_optimizer, self.make_schedule = optimizer, schedule
-        self.ema = EMA(network, ema_decay) if ema_decay is not None else None
-        self.draws = Draws([*network.modules(), *loss.modules()])
+    # Keyword arguments that the task calls its network with, and how many tensors come before them.
+    calls_with: ClassVar[frozenset[str]] = frozenset()
+    inputs: ClassVar[int] = 1
+    # Tensors that terms of the loss may name; those that the network returns besides come on top.
+    offers = frozenset({"restored", "hq", "lq"}) | GRADED
+    # Groups whose weights and optimizers a checkpoint holds: another one can't go on from it.
+    kept: ClassVar[tuple[str, ...]] = ("network", "ema_decay", "optimizer")
+    # Of MADE_BEFORE.
+    reads: ClassVar[frozenset[str]] = frozenset()
+
+    def __post_init__(self) -> None:
+        check_arguments(self.network, self.calls_with, self.inputs)
+        self.offers = self.offers | named_outputs(self.network)
+        self.loss.check_offered(self.offers, type(self).__name__)
+        self.ema = EMA(self.network, self.ema_decay) if self.ema_decay is not None else None
+        self.draws = Draws([*self.network.modules(), *self.loss.modules()])
         self.validated_step = -1  # the update of the last validation, and metric -> value of it
         self.validated: dict[str, float] = {}
         self.positions: list[int] = []  # of the samples of the batch at hand
@@ -145,10 +159,10 @@ class RestorationTask(L.LightningModule):
             self.sharded = True
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.make_optimizer(params=[p for p in self.network.parameters() if p.requires_grad])
+        optimizer = self.optimizer(params=[p for p in self.network.parameters() if p.requires_grad])
         if self.sharded and type(optimizer).__module__.startswith("bitsandbytes."):
             raise ValueError(f"trainer=fsdp: {type(optimizer).__name__} takes no sharded weights: choose trainer=ddp")
-        schedule = self.make_schedule(optimizer=optimizer)
+        schedule = self.schedule(optimizer=optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:

@@ -287,7 +287,7 @@ def test_schedules_and_gradient_norms() -> None:
     )
     made = task(terms={"l1": L1(weight=1.0, reduction="mean"), "gan": gan})
     made.loss.log_grad_norms = True
-    made.make_schedule = partial(torch.optim.lr_scheduler.StepLR, step_size=2, gamma=0.1)
+    made.schedule = partial(torch.optim.lr_scheduler.StepLR, step_size=2, gamma=0.1)
     rows = fit(made, 4, 5)
     ratio = [row["weighted/gan"] / row["train/gan"] if "train/gan" in row else None for row in rows[:3]]
     assert ratio == [None, pytest.approx(0.2), pytest.approx(0.4)]
