@@ -1,7 +1,9 @@
 """How CodeFormer's cases of networks and of code losses are run on our code: case -> {output name: full tensor}."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -186,6 +188,21 @@ def losses_of(experiment: str, case: Case) -> LossSet:
     return LossSet(terms={**made, "lpips": lpips_filled(case)})
 
 
+@contextmanager
+def recorded_gradients() -> Iterator[list[Tensor]]:
+    """What torch.autograd.grad gives meanwhile, for its first input."""
+    found: list[Tensor] = []
+    whole = torch.autograd.grad
+
+    def grad(*arguments: Any, **options: Any) -> tuple[Tensor, ...]:
+        made = whole(*arguments, **options)
+        found.append(made[0])
+        return made
+
+    with patch("torch.autograd.grad", grad):
+        yield found
+
+
 def against(case: Case, network: torch.nn.Module, set_: LossSet, tensors: dict[str, Any], hq: Tensor) -> Outputs:
     """A step of the generator with its adaptive weight, and the discriminator's, written out by hand as the engine has them."""
     discriminator = VQGANDiscriminator(**case.facts["config"]["network_d"])
@@ -197,8 +214,9 @@ def against(case: Case, network: torch.nn.Module, set_: LossSet, tensors: dict[s
     gan: Any = set_.terms["gan"]
     last = network.get_parameter(gan.adaptive_at)
     others = sum(term.weighted for name, term in terms.items() if name != "gan")
-    share = Adversarial.adaptive_weight(others, terms["gan"].weighted / gan.weight, last)
-    norms = [gradient(loss, last).norm() for loss in (others, terms["gan"].weighted / gan.weight)]
+    with recorded_gradients() as gradients:  # each takes a pass back through all that lies behind the last layer
+        share = Adversarial.adaptive_weight(others, terms["gan"].weighted / gan.weight, last)
+    norms = [each.norm() for each in gradients]
     (others + share * terms["gan"].weighted).backward()
     discriminator.requires_grad_(True)
     real, fake = discriminator(hq), discriminator(tensors["restored"].detach())
