@@ -38,6 +38,8 @@ class CodeFormer(CodebookNetwork):
     Raises:  ValueError for a combination that no forward could run.
     """
 
+    takes_fidelity = True  # forward takes w and adain: restoration/run.py offers w
+
     def __init__(
         self,
         *,

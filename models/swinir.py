@@ -85,10 +85,9 @@ class SwinIR(nn.Module):
         self.window_size = min(window_size, img_size)
         self.multiple = self.window_size * unshuffle  # images are padded until both sides are multiples of it
         self.shift = 0 if img_size <= window_size else window_size // 2
-        self.image_skip = image_skip
-        self.gradient_checkpointing = gradient_checkpointing
-        mean = torch.tensor(RGB_MEAN if in_chans == 3 else [0.0] * in_chans).view(1, -1, 1, 1)
-        self.register_buffer("mean", mean, persistent=False)
+        self.image_skip, self.gradient_checkpointing = image_skip, gradient_checkpointing
+        mean = RGB_MEAN if in_chans == 3 else [0.0] * in_chans
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
 
         stem = nn.Conv2d(in_chans * unshuffle**2, embed_dim, 3, padding=1)
         self.conv_first = stem if unshuffle == 1 else nn.Sequential(nn.PixelUnshuffle(unshuffle), stem)

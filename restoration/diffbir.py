@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from models.diffusion.ircontrolnet import IRControlNet
 from models.diffusion.sampling import drawn_from
 from models.diffusion.schedule import NoiseSchedule, Prediction
 from models.files import official
+
+if TYPE_CHECKING:
+    from models.diffusion.diffbir import DiffBIR
 
 HELP = """python restore.py pipeline=diffbir stage1=FILE stage2=FILE sd=DIR input=DIR output=DIR [KEY=VALUE …]
 
@@ -177,8 +180,7 @@ def second_stage(
 
     Raises: ValueError, OSError: files that are missing or of another kind, or settings that don't go together.
     """
-    from models.diffusion.diffbir import DiffBIR, Guidance  # here, as diffusers and transformers take seconds
-    from models.diffusion.stable_diffusion import check_prediction, load
+    from models.diffusion.stable_diffusion import check_prediction, load  # here, as diffusers and transformers take seconds
 
     control = official.build(options.stage2, which)
     if not isinstance(control, IRControlNet):
@@ -186,8 +188,36 @@ def second_stage(
             f"stage2={options.stage2} holds {type(control).__name__}: give an IRControlNet, DiffBIR's control network"
         )
     check_tiles(options, 8 * control.multiple)
+    stage = without_diffusion(
+        options, control
+    )  # before the gigabytes of sd are read: settings that don't fit are refused at once
+    diffusion = load(options.sd, prediction=options.prediction, tokenizer=options.tokenizer)
+    try:
+        control.encoder_of(diffusion.unet)
+    except ValueError as error:
+        raise ValueError(f"stage2={options.stage2} is not for sd={options.sd}: {error}") from error
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    control, diffusion = control.to(device, dtype), diffusion.to(device, dtype)
+    check_prediction(diffusion, options.prediction)
+    stage = replace(stage, control=control, diffusion=diffusion)
+    _ = stage.text  # computed once; raises for prompts without a tokenizer
+    diffusion.text_encoder = None  # its memory is for the images
+
+    def steps(states: Any) -> Any:
+        return iter(tqdm(states, total=options.steps, unit="step", leave=False, disable=not sys.stderr.isatty()))
+
+    def restore(first: Tensor, name: str) -> Tensor:
+        return stage(first.to(device), drawn_from(noise_of(options.seed, name)), steps).cpu()
+
+    return restore
+
+
+def without_diffusion(options: Options, control: IRControlNet) -> "DiffBIR":
+    """The stage with all its settings, in which Stable Diffusion is still missing. Raises ValueError as DiffBIR does."""
+    from models.diffusion.diffbir import DiffBIR, Guidance
+
     unset: Any = None
-    stage = DiffBIR(  # before the gigabytes of sd are read, so that settings that don't fit are said at once
+    return DiffBIR(
         control=control,
         diffusion=unset,
         schedule=NoiseSchedule(prediction=options.prediction, zero_snr=options.zero_snr),
@@ -213,25 +243,6 @@ def second_stage(
         if options.g_scale
         else None,
     )
-    diffusion = load(options.sd, prediction=options.prediction, tokenizer=options.tokenizer)
-    try:
-        control.encoder_of(diffusion.unet)
-    except ValueError as error:
-        raise ValueError(f"stage2={options.stage2} is not for sd={options.sd}: {error}") from error
-    dtype = torch.bfloat16 if bf16 else torch.float32
-    control, diffusion = control.to(device, dtype), diffusion.to(device, dtype)
-    check_prediction(diffusion, options.prediction)
-    stage = replace(stage, control=control, diffusion=diffusion)
-    _ = stage.text  # computed once; raises for prompts without a tokenizer
-    diffusion.text_encoder = None  # its memory is for the images
-
-    def steps(states: Any) -> Any:
-        return iter(tqdm(states, total=options.steps, unit="step", leave=False, disable=not sys.stderr.isatty()))
-
-    def restore(first: Tensor, name: str) -> Tensor:
-        return stage(first.to(device), drawn_from(noise_of(options.seed, name)), steps).cpu()
-
-    return restore
 
 
 def check_tiles(options: Options, multiple: int) -> None:

@@ -1,7 +1,6 @@
 """Inference: a folder of images through a trained network, into a folder of PNGs."""
 
 import errno
-import inspect
 import os
 import sys
 import time
@@ -11,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +21,9 @@ from data.images import to_tensor, write_png
 from data.sources.files import Files, ImageFolder
 from models.diffusion.ircontrolnet import IRControlNet
 from models.files import official
+from models.vqgan import VQAutoEncoder
 from restoration import diffbir
-from restoration.tiles import restore_tiled, rounded
+from restoration.tiles import Windowed, restore_tiled, rounded
 from train.errors import fail, ran_out
 from train.jobs.config import nearest
 from train.signals import Interrupting, exit_code, stop_signal
@@ -45,6 +45,13 @@ HELP = f"""python restore.py ckpt=FILE input=DIR output=DIR [KEY=VALUE …]
 {diffbir.HELP}"""
 
 Restore = Callable[[Tensor, str], Tensor]  # (1, 3, h, w) in [0, 1] and what the image is called to the restored one, on the CPU
+
+
+@runtime_checkable
+class Controllable(Protocol):
+    """A network whose forward takes a fidelity `w` and `adain` beside the image, such as CodeFormer."""
+
+    takes_fidelity: bool
 
 
 @dataclass(frozen=True)
@@ -228,11 +235,10 @@ def one_network(options: Options, device: torch.device) -> Callable[[Tensor], Te
             f"{options.ckpt} holds DiffBIR's control network, which restores nothing by itself: give pipeline=diffbir "
             f"stage1=FILE stage2={options.ckpt} sd=DIR"
         )
-    arguments = inspect.signature(network.forward).parameters
-    if options.second is not None and "lq" not in arguments:  # as in training: train/tasks/control.py
+    if options.second is not None and isinstance(network, VQAutoEncoder):
         raise ValueError(f"stage1={options.ckpt} holds {type(network).__name__}, which restores no images: give a restorer")
-    multiple = getattr(network, "multiple", None)  # only networks of windows have it; the others need the whole image
-    takes_w = "w" in arguments
+    multiple = network.multiple if isinstance(network, Windowed) else None  # None: the network needs the whole image
+    takes_w = isinstance(network, Controllable)
     for used, keys, what in ((takes_w, {"w"}, "fidelity"), (multiple, {"tile_px", "overlap_px"}, "tiles")):
         if not used and (idle := min(keys & options.given, default=None)):
             raise ValueError(

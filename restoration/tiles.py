@@ -1,9 +1,17 @@
 """Inference on images of any size by overlapping tiles; the network's memory follows the tile."""
 
 from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+
+
+@runtime_checkable
+class Windowed(Protocol):
+    """A network with attention in windows, such as SwinIR and ELAN, which can restore an image tile by tile."""
+
+    multiple: int  # tiles start at multiples of it, so that windows lie where they lie in the whole image
 
 
 def restore_tiled(restore: Callable[[Tensor], Tensor], lq: Tensor, *, tile_px: int, overlap_px: int, multiple: int) -> Tensor:
