@@ -1,4 +1,4 @@
-"""DiffBIR's second stage (Lin et al. 2023): a first restoration in, an image with the detail of Stable Diffusion out."""
+"""DiffBIR's second stage (Lin et al. 2023): turns a first restoration into an image with the detail of Stable Diffusion."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -25,7 +25,7 @@ Space = Literal["rgb", "latent"]
 
 @dataclass(frozen=True, kw_only=True)
 class Guidance:
-    """Restoration guidance by its published options: g_scale, g_start, g_stop, g_space, g_repeat, and w_mse for `weighted`."""
+    """Settings of restoration guidance. Their published names: g_scale, g_start, g_stop, g_space, g_repeat, g_loss=w_mse."""
 
     scale: float
     start: int
@@ -45,13 +45,14 @@ class Guidance:
 class DiffBIR:
     """The second stage with all its settings; a call restores a batch. Raises ValueError for settings that don't go together.
 
-    Args:    sampler: a key of models.diffusion.sampling.SAMPLERS. steps: of it.
+    Args:    sampler: a key of models.diffusion.sampling.SAMPLERS. steps: sampling steps.
              scale, rescale: of classifier-free guidance, see models.diffusion.guidance. positive, negative: prompts.
              strength: factor of all residuals of the control network.
-             start: from noise, or from the condition latent noised to the last timestep ("cond", not for zero-SNR).
-             noise_aug: timestep that the condition is noised to before sampling; 0 is none.
-             tile_px, stride_px: of tiles in the image, multiples of 8; tile_px=0 is no tiles.
-             guidance: pull towards the first restoration; of the spaced sampler.
+             start: sampling starts from noise, or ("cond", not for zero-SNR) from the condition latent, noised to the last
+                 timestep.
+             noise_aug: timestep to which the condition is noised before sampling; 0 means that it is not.
+             tile_px, stride_px: side and distance of tiles in the image, multiples of 8; tile_px=0 means no tiles.
+             guidance: pulls towards the first restoration; for the spaced sampler alone.
     """
 
     control: IRControlNet
@@ -97,15 +98,15 @@ class DiffBIR:
     @torch.no_grad()
     def text(self) -> tuple[Tensor, Tensor]:
         """Features of the positive and of the negative prompt, each (1, 77, c). Raises ValueError: there is no tokenizer."""
-        prompts = [self.positive, self.negative if self.scale != 1 else ""]  # which nothing looks at then
+        prompts = [self.positive, self.negative if self.scale != 1 else ""]  # with scale 1 the negative prompt is not used
         positive, negative = self.diffusion.text(prompts).split(1)
         return positive, negative
 
     @torch.no_grad()
     def __call__(self, first: Tensor, draw: Draw, progress: Progress = iter) -> Tensor:
         """Args:    first: (b, 3, h, w) in [0, 1], the first stage's restoration, of any size.
-                 draw: unit noise: of the start, of noise_aug, and then step by step.
-                 progress: is given the latents after each step, such as a progress bar with total=steps.
+                 draw: gives all unit noise: first that of the start, then that of noise_aug, then that of each step.
+                 progress: wraps the iterator over the latents after each step, as a progress bar with total=steps does.
         Returns: (b, 3, h, w), about [0, 1], not clamped, with the coarse colours of `first`.
         """
         h, w = first.shape[-2:]
@@ -152,6 +153,9 @@ def controlled(
     *,
     strength: float = 1.0,
 ) -> Tensor:
-    """The UNet's output under control; shapes as in both networks' forward."""
+    """The controlled UNet's output, (b, 4, h, w) as latent and condition. timesteps: (b,). text: (b, 77, c).
+
+    strength: factor of all residuals of the control network.
+    """
     residuals = control(latent, timesteps, text, condition)
     return diffusion(latent, timesteps, text, [strength * each for each in residuals] if strength != 1 else residuals)

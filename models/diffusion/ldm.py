@@ -1,7 +1,7 @@
-"""Names of Stable Diffusion's tensors: in its own single files (latent-diffusion's, official) and in diffusers' modules.
+"""Names of Stable Diffusion's tensors: the official ones (latent-diffusion's, in its single files) and those of diffusers.
 
-A table maps official modules to diffusers' modules; keys are a module and what follows it (`.weight`), or lie deeper in it
-where both sides name alike. So one table serves both directions. Nothing here needs diffusers.
+A table (Names) maps official modules to diffusers' modules. A key begins with a module of the table; what follows (`.weight`,
+or modules further in) is the same on both sides. So one table serves both directions. Nothing here needs diffusers.
 """
 
 import re
@@ -33,7 +33,7 @@ TEXT_LAYER = {
 
 
 class Layout(NamedTuple):
-    """What keys and shapes tell of a UNet or of a control network."""
+    """What keys and shapes tell about a UNet or a control network."""
 
     in_channels: int  # of the first convolution
     model_channels: int
@@ -49,7 +49,7 @@ class Layout(NamedTuple):
 
 
 def layout(shapes: Shapes) -> Layout:
-    """Of a UNet or control network with official keys, without prefix. Raises KeyError where a key is missing."""
+    """The layout of a UNet or control network with official keys, without prefix. Raises KeyError if a key is missing."""
     model_channels, in_channels = shapes["input_blocks.0.0.weight"][:2]
     halving = sorted(int(m[1]) for key in shapes if (m := re.fullmatch(r"input_blocks\.(\d+)\.0\.op\.weight", key)))
     last = max(int(m[1]) for key in shapes if (m := re.match(r"input_blocks\.(\d+)\.", key)))
@@ -69,7 +69,7 @@ def layout(shapes: Shapes) -> Layout:
 
 
 def unet_config(shapes: Shapes, head_channels: int) -> dict[str, Any]:
-    """Arguments of diffusers' UNet2DConditionModel; no key tells the channels of one head."""
+    """Arguments of diffusers' UNet2DConditionModel. head_channels: channels of one attention head, which no key tells."""
     found = layout(shapes)
     attentive = [2**level in found.attention_resolutions for level in range(len(found.channel_mult))]
     return {
@@ -87,7 +87,7 @@ def unet_config(shapes: Shapes, head_channels: int) -> dict[str, Any]:
 
 
 def vae_config(shapes: Shapes) -> dict[str, Any]:
-    """Arguments of diffusers' AutoencoderKL; the factor of the latents is a constant of Stable Diffusion 1 and 2."""
+    """Arguments of diffusers' AutoencoderKL. Its scaling factor is a constant of Stable Diffusion 1 and 2."""
     levels = _count(shapes, r"encoder\.down\.(\d+)\.")
     return {
         "in_channels": shapes["encoder.conv_in.weight"][1],
@@ -124,7 +124,7 @@ def _count(keys: Mapping[str, object], pattern: str) -> int:
 
 
 def unet_names(config: Mapping[str, Any]) -> Names:
-    """Of the whole UNet, by diffusers' configuration of it."""
+    """Names in the whole UNet. config: diffusers' configuration of it."""
     levels, blocks = len(config["block_out_channels"]), config["layers_per_block"]
     names = encoder_names(config)
     for u, kind in enumerate(config["up_block_types"]):  # in the order of the decoder, from low to high resolution
@@ -140,7 +140,7 @@ def unet_names(config: Mapping[str, Any]) -> Names:
 
 
 def encoder_names(config: Mapping[str, Any]) -> Names:
-    """Of the encoder and middle block, which a UNet and a control network have in common."""
+    """Names in the encoder and the middle block, which a UNet and a control network have in common."""
     levels, blocks = len(config["block_out_channels"]), config["layers_per_block"]
     names = {
         "time_embed.0": "time_embedding.linear_1",
@@ -164,7 +164,7 @@ def encoder_names(config: Mapping[str, Any]) -> Names:
 
 
 def control_names(config: Mapping[str, Any]) -> Names:
-    """Of a control network; the first convolution, whose channels diffusers splits, is the caller's."""
+    """Names in a control network. Diffusers splits the channels of the first convolution, which is left to the caller."""
     stages = len(config["block_out_channels"]) * (config["layers_per_block"] + 1)
     zeros = {f"zero_convs.{i}.0": f"controlnet_down_blocks.{i}" for i in range(stages)}
     return encoder_names(config) | zeros | {"middle_block_out.0": "controlnet_mid_block"}
@@ -175,7 +175,7 @@ def _residual(official: str, diffusers: str) -> Names:
 
 
 def vae_names(config: Mapping[str, Any]) -> Names:
-    """Of the autoencoder. The official decoder counts its levels from high resolution, diffusers from low."""
+    """Names in the autoencoder. The official decoder counts its levels from high resolution, diffusers from low."""
     levels, blocks = len(config["block_out_channels"]), config["layers_per_block"]
     names = {name: name for name in ("quant_conv", "post_quant_conv")}
     for half, levels_of, level_of, resample, count in (
@@ -204,19 +204,23 @@ def _vae_residual(official: str, diffusers: str) -> Names:
 
 
 def to_diffusers(state: Mapping[str, Tensor], names: Names, what: str) -> State:
-    """Official keys to diffusers'. Raises ValueError with the number of keys that have no name there, and the first."""
+    """A state dict with official keys to one with diffusers' keys.
+
+    Args:   what: the network, in words, for the error.
+    Raises: ValueError: keys without a name in diffusers, with their number and the first.
+    """
     converted = dict(_renamed(state, names, what))
     return {k: v.flatten(1) if _is_vae_attention(k) and v.ndim == 4 else v for k, v in converted.items()}
 
 
 def to_official(state: Mapping[str, Tensor], names: Names, what: str) -> State:
-    """The other way; also raises ValueError."""
+    """The inverse of `to_diffusers`; raises the same error."""
     state = {k: v[..., None, None] if _is_vae_attention(k) and v.ndim == 2 else v for k, v in state.items()}
     return dict(_renamed(state, {theirs: ours for ours, theirs in names.items()}, what))
 
 
 def _is_vae_attention(key: str) -> bool:
-    """Matrices in diffusers, 1x1 convolutions in official files."""
+    """Whether the key is of a projection that is a matrix in diffusers, but a 1x1 convolution in official files."""
     return bool(re.match(r"(en|de)coder\.mid_block\.attentions\.0\.to_", key))
 
 
@@ -235,7 +239,7 @@ def _renamed(state: Mapping[str, Tensor], names: Names, what: str) -> Iterator[t
 
 
 def text_names(layers: int) -> Names:
-    """Of an OpenCLIP text tower and transformers' CLIPTextModel (5.6 and later: no `text_model.` before its keys)."""
+    """OpenCLIP's names in the text tower -> those of transformers' CLIPTextModel (5.6 and later, without `text_model.`)."""
     names = {
         "token_embedding": "embeddings.token_embedding",
         "positional_embedding": "embeddings.position_embedding.weight",
@@ -247,9 +251,10 @@ def text_names(layers: int) -> Names:
 
 
 def text_to_diffusers(state: Mapping[str, Tensor], layers: int) -> State:
-    """The first layers of an OpenCLIP text tower, whose q, k and v are one tensor, as transformers' CLIPTextModel.
+    """The first layers of an OpenCLIP text tower with the keys of transformers' CLIPTextModel.
 
-    The blocks after them, the projection and the temperature are left out: Stable Diffusion 2 makes no use of them.
+    OpenCLIP's q, k and v are one tensor, which is split. The blocks after these layers, the projection and the temperature are
+    left out, as Stable Diffusion 2 does not use them.
 
     Raises:  ValueError: keys of something else.
     """
@@ -267,7 +272,7 @@ def text_to_diffusers(state: Mapping[str, Tensor], layers: int) -> State:
 
 
 def text_to_official(state: Mapping[str, Tensor], layers: int) -> State:
-    """The other way. What `text_to_diffusers` leaves out stays away."""
+    """The inverse of `text_to_diffusers`, without what that leaves out."""
     renamed = dict(_renamed(state, {theirs: ours for ours, theirs in text_names(layers).items()}, "the text tower"))
     fused: State = {}
     for key, value in renamed.items():
@@ -280,7 +285,7 @@ def text_to_official(state: Mapping[str, Tensor], layers: int) -> State:
 
 
 def hint_of_sd1(config: Mapping[str, Any]) -> str:
-    """A sentence for errors where a UNet is of Stable Diffusion 1, by diffusers' configuration of it; otherwise nothing."""
+    """The end of an error's sentence if diffusers' configuration is of a UNet of Stable Diffusion 1; otherwise empty."""
     if config["cross_attention_dim"] == 768 or not config.get("use_linear_projection"):
         return f"; it is of Stable Diffusion 1 (text of width {config['cross_attention_dim']})"
     return ""

@@ -1,6 +1,6 @@
 """Stable Diffusion 2.1 as IRControlNet's frozen backbone: diffusers' UNet and autoencoder, transformers' text encoder.
 
-Nothing of the training without it imports this file: diffusers and transformers take seconds to import.
+Only what needs Stable Diffusion imports this file, as diffusers and transformers take seconds to import.
 """
 
 import html
@@ -32,11 +32,11 @@ UNET, VAE, TEXT, TEXT_SD1 = (
 class StableDiffusion(nn.Module):
     """The frozen parts: never trained, always in eval mode.
 
-    A latent here is the autoencoder's times its scaling factor (0.18215), as the UNet wants it. Weights may be narrower than
-    float32, and are then computed with as they are; float32 ones follow the autocast around them. Images and latents come out
-    as float32 all the same, so that sampling adds up in float32.
+    A latent here is the autoencoder's, times its scaling factor (0.18215), as the UNet takes it. A network in half precision
+    computes in half precision; one in float32 follows the autocast around it. Images and latents come out as float32 in both
+    cases, so that sampling adds up in float32.
 
-    Args:    tokenizer: for prompts; None serves the empty prompt alone.
+    Args:    tokenizer: for prompts; None allows the empty prompt alone.
     """
 
     def __init__(
@@ -48,12 +48,12 @@ class StableDiffusion(nn.Module):
         tokenizer: CLIPTokenizer | None,
     ) -> None:
         super().__init__()
-        self.unet: Any = unet  # their libraries type little of what they can do
+        self.unet: Any = unet  # Any, as diffusers and transformers annotate few of the methods used here
         self.vae: Any = vae
         self.text_encoder: Any = text_encoder
         self.features: Tensor
         self.tokenizer = tokenizer
-        self.kept: list[str] = []  # prompts, where the text encoder is gone
+        self.kept: list[str] = []  # prompts whose features stay when the text encoder is dropped
         self.requires_grad_(False)
         self.train(False)
 
@@ -62,14 +62,14 @@ class StableDiffusion(nn.Module):
         return super().train(False)
 
     def forward(self, latent: Tensor, timesteps: Tensor, text: Tensor, control: list[Tensor] | None = None) -> Tensor:
-        """The UNet's output, noise or v, in the shape of latent (b, 4, h, w).
+        """The UNet's output, noise or v, (b, 4, h, w) as latent.
 
-        Args:    timesteps: (b,). text: (b, 77, c). control: of an IRControlNet, added to the skip connections and, the last,
-                     to the middle.
+        Args:    timesteps: (b,). text: (b, 77, c). control: an IRControlNet's residuals. The last is added to the middle block,
+                     all others to the skip connections.
         """
         dtype = self.unet.dtype
         residuals: dict[str, Any] = {}
-        if control is not None:  # one without the other would mean another kind of adapter to diffusers
+        if control is not None:  # given only one of the two, diffusers would take it for another kind of adapter
             *skips, middle = (each.to(dtype) for each in control)
             residuals = {"down_block_additional_residuals": skips, "mid_block_additional_residual": middle}
         with in_its_precision(self.unet):
@@ -88,11 +88,11 @@ class StableDiffusion(nn.Module):
             return self.vae.encode((2 * image - 1).to(self.vae.dtype)).latent_dist.parameters.float()
 
     def mode(self, moments: Tensor) -> Tensor:
-        """The latent of a condition: the middle of the posterior."""
+        """The latent of a condition, (b, 4, h/8, w/8): the posterior's mean."""
         return self.vae.config["scaling_factor"] * moments.chunk(2, 1)[0]
 
     def sample(self, moments: Tensor, noise: Tensor) -> Tensor:
-        """The latent of a training target: a draw of the posterior, by unit noise (b, 4, h/8, w/8)."""
+        """The latent of a training target, (b, 4, h/8, w/8): a draw from the posterior, made with unit noise of that shape."""
         mean, log_variance = moments.chunk(2, 1)
         return self.vae.config["scaling_factor"] * (mean + (log_variance.clamp(-30, 20) / 2).exp() * noise)
 
@@ -103,7 +103,7 @@ class StableDiffusion(nn.Module):
             return (self.vae.decode(unscaled, return_dict=False)[0].float() + 1) / 2
 
     def text(self, prompts: list[str]) -> Tensor:
-        """(b, 77, c): the text encoder's last layer but one, behind its final norm; padding is attended to like words.
+        """(b, 77, c): the output of the text encoder's last layer but one after its final norm. Padding is not masked.
 
         Raises:  ValueError: a prompt that is not empty, where there is no tokenizer, or one that was not kept.
         """
@@ -117,26 +117,26 @@ class StableDiffusion(nn.Module):
 
     @torch.no_grad()
     def keep_texts(self, prompts: list[str]) -> None:
-        """Computes the features of these prompts once, and lets the text encoder go: 354 M parameters."""
+        """Computes the features of these prompts once, and drops the text encoder, which has 354 M parameters."""
         self.register_buffer("features", self.text(prompts), persistent=False)
         self.kept, self.text_encoder = prompts, None
 
     def check_prediction(self, prediction: Prediction) -> None:
-        """As the function of that name."""
+        """Raises CheckpointError: the UNet predicts something else; see the function `check_prediction`."""
         check_prediction(self, prediction)
 
 
 def in_its_precision(part: Any) -> torch.autocast:
-    """For what is computed with a network: autocast is for float32 weights alone."""
+    """The autocast around a part, switched off if the part's weights are not float32."""
     kind = part.device.type
     return torch.autocast(kind, enabled=part.dtype == torch.float32 and torch.is_autocast_enabled(kind))
 
 
 def tokens_of(prompts: list[str], tokenizer: CLIPTokenizer | None, config: CLIPTextConfig) -> Tensor:
-    """(b, 77) of OpenCLIP's tokens: start, words, end, zeros; longer ones are cut.
+    """(b, 77): OpenCLIP's tokens, which are start, words, end, zeros. Longer prompts are cut.
 
-    The tokenizer's own padding is not used: its padding token is another, or swallows the exclamation marks of a prompt.
-    As in the reference, HTML's entities are read twice; its repair of broken Unicode is left out.
+    The tokenizer's own padding is not used: its padding token is a different one, or drops the exclamation marks of a prompt.
+    As in the reference, HTML entities are decoded twice. The reference's repair of broken Unicode is left out.
     """
     length = config.max_position_embeddings
     start, end = config.vocab_size - 2, config.vocab_size - 1  # the published folder's config.json names other numbers
@@ -157,10 +157,10 @@ def tokens_of(prompts: list[str], tokenizer: CLIPTokenizer | None, config: CLIPT
 def load(path: str | Path, *, prediction: Prediction, tokenizer: str | Path | None = None) -> StableDiffusion:
     """Stable Diffusion 2.1-base in float32 on the CPU, from a diffusers folder or an official single file. Nothing is fetched.
 
-    Args:    path: with unet/, vae/, text_encoder/ and tokenizer/ as diffusers writes them (safetensors, or .bin
-                 where these are not there), or a .ckpt or .safetensors file; no code in it is run.
+    Args:    path: a folder with unet/, vae/, text_encoder/ and tokenizer/ as diffusers writes them (safetensors, or .bin where
+                 there are none), or a .ckpt or .safetensors file. No code in it is run.
              prediction: what the UNet must predict: "eps" for 2.1-base, "v" for the one of DiffBIR v2.1. A single file does
-                 not tell; `check_prediction` does.
+                 not say it; `check_prediction` finds out.
              tokenizer: a folder with vocab.json and merges.txt, in place of the one in `path`.
     Raises:  FileNotFoundError; CheckpointError: parts missing, or weights of another model.
     """
@@ -178,7 +178,7 @@ def load(path: str | Path, *, prediction: Prediction, tokenizer: str | Path | No
 
 
 def load_autoencoder(path: str | Path) -> StableDiffusion:
-    """The autoencoder of `load` alone, whose latents and images are all that can be asked for."""
+    """As `load`, but with the autoencoder alone, so that only `moments`, `mode`, `sample` and `decode` work."""
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: give Stable Diffusion 2.1-base, a diffusers folder or a single file")
@@ -224,7 +224,7 @@ def _from_folder(path: Path, prediction: Prediction) -> dict[str, Any]:
 
 
 def _part_of_folder(path: Path, name: str, kind: Any) -> Any:
-    disable_progress_bar()  # it would stand between a command's own
+    disable_progress_bar()  # it would mix with a command's own progress bar
     safe, pickled = "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"
     if kind is CLIPTextModel:
         safe, pickled = "model.safetensors", "pytorch_model.bin"
@@ -233,7 +233,7 @@ def _part_of_folder(path: Path, name: str, kind: Any) -> Any:
         raise ValueError(f"{name}/ has neither {safe} nor {pickled}: fetch one of them, and no variant such as fp16 alone")
     if safe not in there:
         for file in (path / name).glob(f"{Path(pickled).stem}*.bin"):
-            read(file)  # no code of it is run there either, but here it is said why one is refused
+            read(file)  # diffusers runs no code of it either, but this says why a file is refused
     options: dict[str, Any] = {"local_files_only": True, "use_safetensors": safe in there, "output_loading_info": True}
     own = {"dtype": torch.float32} if kind is CLIPTextModel else {"torch_dtype": torch.float32, "low_cpu_mem_usage": False}
     part, report = kind.from_pretrained(path / name, **options, **own)
@@ -268,7 +268,7 @@ def _from_file(path: Path) -> dict[str, Any]:
     for name, part in parts.items():
         _fill(part, weights[name], name)
     positions = torch.arange(text["max_position_embeddings"])[None]
-    parts["text_encoder"].embeddings.position_ids = positions  # no weight, so it is still on the meta device
+    parts["text_encoder"].embeddings.position_ids = positions  # it is no weight, so it would stay on the meta device
     return parts | {"vae": _autoencoder(groups[VAE])}
 
 
@@ -309,9 +309,9 @@ def _check_unet(config: Mapping[str, Any], text_width: int | None = None) -> Non
 
 @torch.no_grad()
 def check_prediction(diffusion: StableDiffusion, prediction: Prediction) -> None:
-    """Try what the UNet predicts: asked for the noise in pure noise, one of eps gives it back, and one of v something else.
+    """Tries what the UNet predicts. One that predicts eps returns the pure noise that it is given; one that predicts v does not.
 
-    It costs one forward on a small latent. Weights drawn at random count as v.
+    It costs one forward on a small latent. A UNet with random weights counts as v.
 
     Raises:  CheckpointError: the UNet predicts something else than `prediction`.
     """

@@ -32,9 +32,9 @@ from models.files.family import Arguments, CheckpointError, Folder, class_path, 
 Form = Literal["official", "safetensors", "diffusers"]
 Which = str  # ema, network, or discriminator NAME
 
-# Objects of training frameworks that files hold beside their weights; they are passed over, and nothing of theirs is run.
+# Objects of training frameworks that files hold beside their weights. They are skipped, and no code of theirs is run.
 FRAMEWORKS = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "omegaconf.", "argparse.Namespace")
-# Where official files keep a state dict, and where our training checkpoints keep one, under state_dict.
+# Keys under which official files hold a state dict; and, below, prefixes within the state_dict of our own checkpoints.
 WRAPPERS: dict[str, Which] = {
     "params_ema": "ema",
     "params": "network",
@@ -58,7 +58,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Report:
-    """What loading did, by key. `widened` are matched keys whose float16 or bfloat16 values became wider, without loss."""
+    """What loading did, as lists of keys. `widened` are the matched keys whose float16 or bfloat16 values became float32."""
 
     matched: list[str]
     missing: list[str]
@@ -132,7 +132,7 @@ def _open_pickle(path: Path) -> tuple[object, Arguments | None]:
     try:
         with torch.serialization.safe_globals(_stand_ins(path)):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except OSError as error:  # of a file cut short too
+    except OSError as error:  # a file that was cut short raises it too
         raise OSError(f"{path} can't be read ({error.strerror or error}): is it whole, and yours to read?") from error
     except Exception as error:  # damaged bytes raise nearly anything
         if isinstance(error, pickle.UnpicklingError) and (code := re.search(r"GLOBAL ([\w.]+)", str(error))):
@@ -151,13 +151,13 @@ def _open_pickle(path: Path) -> tuple[object, Arguments | None]:
 
 
 def _stand_ins(path: Path) -> list[Any]:
-    """A plain mapping for each thing that a file names of training frameworks; none when it names anything else besides.
+    """A plain mapping in place of each class of a training framework that a file names; none if it names other classes too.
 
-    torch's safe unpickler fills nothing but these, and a mapping takes all that such objects are made of.
+    torch's safe unpickler then fills these mappings, which accept whatever such objects are made of, and runs no foreign code.
     """
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # damaged, or of a form before zip: reading it says so
+    except Exception:  # the file is damaged, or older than torch's zip format: reading it says so
         return []
     return [(OrderedDict, name) for name in names] if all(name.startswith(FRAMEWORKS) for name in names) else []
 
@@ -167,7 +167,7 @@ def unwrap(content: object, which: Which | None, where: str) -> tuple[dict[str, 
     parts = _parts(content) if isinstance(content, Mapping) else []
     if not any(isinstance(value, Tensor) for _, _, state in parts for value in state.values()):
         raise CheckpointError(f"{where} holds no tensors: give a file with a state dict, bare or under {', '.join(WRAPPERS)}")
-    own = "discriminator" if which and which.startswith("discriminator ") else None  # a file that says nothing of names
+    own = "discriminator" if which and which.startswith("discriminator ") else None  # a file without discriminators' names
     chosen = next((part for part in parts if which is None or part[1] in (which, own)), None)
     if chosen is None:
         raise CheckpointError(f"{where} has no '{which}' weights, only: {', '.join(dict.fromkeys(part[0] for part in parts))}")
@@ -182,7 +182,7 @@ def unwrap(content: object, which: Which | None, where: str) -> tuple[dict[str, 
 
 
 def _parts(content: Mapping[Any, Any]) -> list[tuple[str, str, Mapping[Any, Any]]]:
-    """(wrapper, which, state dict) of everything in a file, the average first."""
+    """(wrapper, which, state dict) for all weights in a file, the EMA first."""
     trained = content.get("state_dict")
     trained = trained if isinstance(trained, Mapping) else {}
     found = {match[0]: f"discriminator {match[1]}" for key in trained if (match := DISCRIMINATOR.match(str(key)))}
@@ -196,7 +196,8 @@ def _parts(content: Mapping[Any, Any]) -> list[tuple[str, str, Mapping[Any, Any]
     if any(part[2] for part in ours):
         return [part for part in ours if part[2]]
     wrapped = wrapped or [("none: a bare state dict", "network", content)]
-    return wrapped + [(w, "discriminator", state) for w, kind, state in wrapped if kind == "network"]  # they don't say whose
+    # A file with one network does not say which: it may be a discriminator.
+    return wrapped + [(w, "discriminator", state) for w, kind, state in wrapped if kind == "network"]
 
 
 def write(path: Path, save: Callable[[Path], None]) -> None:
@@ -212,7 +213,7 @@ def write(path: Path, save: Callable[[Path], None]) -> None:
 
 
 def identify(checkpoint: Checkpoint) -> Recognised:
-    """As `recognise`, but the arguments that a file records itself come first. Only classes in FAMILIES are ever built."""
+    """As `recognise`, but a file's own record of its arguments comes first. Only classes in FAMILIES are ever built."""
     if checkpoint.recorded is None:
         try:
             return recognise(checkpoint.state)
@@ -237,12 +238,12 @@ def load_into(
     """Put the weights of a file, a run folder or a state dict into a network; this is what `init.ckpt` does.
 
     Weights of another form are converted where the network's family can do so (models/files/families/).
-    Tensors are copied whole: a shape that differs is never cut, and a dtype only ever widened (float16 to float32).
+    Tensors are copied whole: shapes must be equal, and a dtype may only be widened (float16 to float32).
     Keys that follow from the configuration (the family's `derived`) count neither as missing nor as unexpected.
 
     Args:   strict: anything but a full match raises, before the network is touched; False loads what matches.
-            parts: names of the network's children that the weights are for, such as encoder; None: of the whole network.
-    Raises: CheckpointError with the counts and first keys; also when nothing matches at all. And what `read` raises.
+            parts: names of the children of the network that the weights are for, such as encoder; None: the whole network.
+    Raises: CheckpointError with the counts and first keys, also if nothing matches at all; and what `read` raises.
     """
     where = "the state dict" if isinstance(source, Mapping) else str(source)
     loaded = unwrap(source, which, where)[0] if isinstance(source, Mapping) else read(source, which).state
@@ -316,7 +317,7 @@ def export(source: str | Path, output: Path, form: Form, which: Which | None = N
     try:
         save()
     except (OSError, RuntimeError, SafetensorError) as error:
-        cause = error.__context__ if isinstance(error.__context__, OSError) else error  # torch's own words don't name the disk
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error  # torch hides the disk's error
         raise CheckpointError(
             f"{output} can't be written ({cause}): free space there, or name another place with --output"
         ) from error

@@ -34,8 +34,8 @@ from models.files.family import CheckpointError
 from models.files.official import Parser
 
 CATALOG = Path(__file__).parents[2] / "weights" / "catalog.yaml"
-ATTEMPTS = 5  # at a download that makes no progress
-PASSING = (408, 425, 429)  # and 5xx: what a server says when it may answer later
+ATTEMPTS = 5  # in a row without progress, after which a download is given up
+PASSING = (408, 425, 429)  # with these and 5xx a server says that it may answer later
 CHUNK = 1 << 20  # bytes
 
 
@@ -46,7 +46,7 @@ class Entry:
     name: str
     file: str
     url: str | None
-    sha256: str | None  # its first digits at least
+    sha256: str | None  # all digits, or the first ones if its publisher states no more
     licence: str
     used_by: str
     page: str | None = None
@@ -109,9 +109,9 @@ def state_dict(*, name: str, folder: str, file: str | None, prefix: str = "") ->
 def pretrained(
     *, network: nn.Module, name: str, folder: str, file: str | None, prefix: str = "", unused: Sequence[str] = ()
 ) -> nn.Module:
-    """The network with these weights, every key of them, for good: in eval mode, and nothing in it asks for a gradient.
+    """The network with all of these weights, frozen: in eval mode, and without gradients of its parameters.
 
-    Args:   unused: beginnings of keys that the network has no part for (torchvision's VGG19: `classifier.`).
+    Args:   unused: beginnings of keys for which the network has no part (torchvision's VGG19: `classifier.`).
     Raises: what `state_dict` raises; ValueError: the file is of another network.
     """
     path = find(name=name, folder=folder, file=file)
@@ -119,7 +119,7 @@ def pretrained(
     state = {key: value for key, value in state.items() if not key.startswith(tuple(unused))}
     try:
         report = official.load_into(network, state, strict=False)
-    except CheckpointError as error:  # not one key fits
+    except CheckpointError as error:  # no key fits
         raise CheckpointError(f"{path}: {error}") from error
     if not report.complete:
         raise CheckpointError(
@@ -134,7 +134,7 @@ def pretrained(
 
 
 def fetch(entry: Entry, directory: Path) -> str:
-    """Downloads it unless it is here, and says what was done. A part stays as FILE.part, and the next call goes on from it.
+    """Downloads a file unless it is here, and says what was done. A part stays as FILE.part, from which the next call goes on.
 
     Raises: ValueError: it can't be fetched, or it is another file; OSError: the server or the disk failed, or another
             process fetches it now.
@@ -149,7 +149,7 @@ def fetch(entry: Entry, directory: Path) -> str:
         raise ValueError(f"{entry.name} has no address for programs: get {entry.file} from {entry.page} and put it at {path}")
     directory.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
-    with part.open("ab", buffering=0) as file:  # unbuffered: a full disk is found out by the write itself
+    with part.open("ab", buffering=0) as file:  # unbuffered, so that the write itself fails on a full disk
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -172,7 +172,7 @@ def fetch(entry: Entry, directory: Path) -> str:
 
 
 def _download(url: str, part: Path, file: BinaryIO) -> None:
-    """All of url into file, again from where it stopped, until ATTEMPTS in a row get no further."""
+    """All of url into file. After an interruption it goes on, until ATTEMPTS in a row have brought nothing."""
     failures, furthest = 0, _size(file)
     while True:
         try:
@@ -194,7 +194,7 @@ def _download(url: str, part: Path, file: BinaryIO) -> None:
 
 
 def _transfer(url: str, part: Path, file: BinaryIO) -> bool:
-    """One request from the end of file on; True when all of it has come."""
+    """One request for what follows the end of file. True when the file is whole."""
     start = _size(file)
     request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
     try:
@@ -204,7 +204,7 @@ def _transfer(url: str, part: Path, file: BinaryIO) -> bool:
             raise
         if error.headers.get("Content-Range") == f"bytes */{start}":
             return True  # nothing is missing
-        file.truncate(0)  # the part is of another file
+        file.truncate(0)  # the part belongs to another file
         return False
     with response:
         length = response.headers.get("Content-Length")
@@ -215,7 +215,7 @@ def _transfer(url: str, part: Path, file: BinaryIO) -> bool:
                 file.truncate(0)
                 return False
             total = None if span[2] == "*" else int(span[2])
-        else:  # a server without ranges: from the start
+        else:  # the server sends the whole file, so it starts again
             file.truncate(0)
         with tqdm(
             total=total, initial=_size(file), unit="B", unit_scale=True, desc=part.stem, leave=False, disable=None
@@ -248,20 +248,20 @@ def sha256_of(path: Path) -> str:
 
 
 def wrong(entry: Entry, path: Path) -> str | None:
-    """How its hash differs from the publisher's, or None."""
+    """In words how the file's hash differs from the publisher's, or None."""
     if entry.sha256 is None or (found := sha256_of(path)).startswith(entry.sha256):
         return None
     return f"its SHA-256 is {found[: len(entry.sha256)]}… and not {entry.sha256}"
 
 
 def verdict(entry: Entry, path: Path) -> tuple[bool, str]:
-    """Whether a file that is here is good, and in words."""
+    """Whether a file that is here is good, and why."""
     if reason := wrong(entry, path):
         return False, f"wrong: {reason}; remove it and fetch it again"
     if entry.sha256:
         return True, "right"
     with path.open("rb") as file:
-        if file.read(64).lstrip().lower().startswith((b"<!doctype", b"<html")):  # some hosts send one in place of a large file
+        if file.read(64).lstrip().lower().startswith((b"<!doctype", b"<html")):  # in place of a large file
             return False, "wrong: it is a web page; remove it and fetch it again"
     try:
         state = official.read(path).state
