@@ -309,7 +309,7 @@ def _check_unet(config: Mapping[str, Any], text_width: int | None = None) -> Non
 
 @torch.no_grad()
 def check_prediction(diffusion: StableDiffusion, prediction: Prediction) -> None:
-    """Tries what the UNet predicts. One that predicts eps returns the pure noise that it is given; one that predicts v does not.
+    """Tries what the UNet predicts: given pure noise, one that predicts eps returns it, and one that predicts v does not.
 
     It costs one forward on a small latent. A UNet with random weights counts as v.
 
