@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from yaml import safe_load
+
 CONF = Path(__file__).parents[1] / "conf"
 
 
@@ -16,8 +18,16 @@ def choices(group: str) -> list[Path]:
 
 
 def choices_with(group: str, text: str) -> list[str]:
-    """Names of the choices whose file holds a text."""
-    return [file.stem for file in choices(group) if text in file.read_text()]
+    """Names of the choices whose file, or a file that it starts from, holds a text."""
+
+    def holds(file: Path) -> bool:
+        content = file.read_text()
+        above = safe_load(content).get("defaults", [])
+        names = [name.partition("@")[0] for name in above if isinstance(name, str) and name != "_self_"]
+        bases = [CONF / (f"{name[1:]}.yaml" if name.startswith("/") else f"{group}/{name}.yaml") for name in names]
+        return text in content or any(holds(base) for base in bases if base.is_file())
+
+    return [file.stem for file in choices(group) if holds(file)]
 
 
 def first_comment(file: Path) -> str:

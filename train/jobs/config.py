@@ -97,16 +97,21 @@ def check(config: DictConfig) -> Node:
 
     Raises: ConfigError listing all mistakes: key, value, what would be right, the nearest valid key.
     """
+    raw = plain(config)
+    if lacking := [key for key, value in raw["task"].items() if value == f"${{{key}}}" and key not in raw]:
+        raise ConfigError(
+            "\n".join(f"task.{key}: this task needs {key}, of which there is none: {_bring(key)}" for key in lacking)
+        )
     try:
         resolved = plain(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         said = str(error.msg or error).partition("\n")[0]
         if absent := re.match(r"Interpolation key '([\w.]+)' not found", said):
-            said = _absent(absent[1], str(error.full_key))
+            said = f"it follows {absent[1]}, which is not there: set {error.full_key}=VALUE"
         raise ConfigError(f"{error.full_key or 'config'}: {said}") from error
     if resolved.get("name") is None:
         raise ConfigError("nothing to train: choose model=NAME or experiment=NAME (python train.py --help lists them)")
-    if mistakes := list(_check_run(resolved, plain(config))) or list(_said_by_classes(resolved)):
+    if mistakes := list(_check_run(resolved, raw)) or list(_said_by_classes(resolved)):
         raise ConfigError("\n".join(dict.fromkeys(mistakes)))
     return resolved
 
@@ -148,16 +153,12 @@ def valid_keys(config: Node) -> list[str]:
     return list(dict.fromkeys(keys))
 
 
-def _absent(key: str, needed_by: str) -> str:
-    """What to do where a node asks for a key that is not there."""
-    if not needed_by.startswith("task."):
-        return f"it follows {key}, which is not there: set {needed_by}=VALUE"
-    if key in groups():
-        choose = f"choose one: {key}={_any_of([file.stem for file in choices(key)])}"
-    else:
-        bring = choices_with("model", f"\n{key}:")
-        choose = f"start from a model that has it: model={_any_of(bring)}" if bring else f"set {key}"
-    return f"this task needs {key}, of which there is none: {choose}"
+def _bring(group: str) -> str:
+    """What to do where a task needs a group that is not there."""
+    if group in groups():
+        return f"choose one: {group}={_any_of([file.stem for file in choices(group)])}"
+    bringing = choices_with("model", f"\n{group}:")
+    return f"start from a model that has it: model={_any_of(bringing)}" if bringing else f"set {group}"
 
 
 def _any_of(names: list[str]) -> str:

@@ -19,6 +19,7 @@ from annotated_types import Ge
 
 from models.files import official
 from train.tasks.regression import RegressionTask
+from train.tasks.task import constructed
 
 
 class Helper:
@@ -27,14 +28,13 @@ class Helper:
         self.share, self.after_step = share, after_step
 
 
+@constructed
 class ToyTask(RegressionTask):
-    """Pulls the restored image towards the LQ as well."""
+    """Weighs its loss by what the helper says."""
+
+    helper: Helper
 
     kept = (*RegressionTask.kept, "helper")
-
-    def __init__(self, *, helper: Helper, **common: Any) -> None:
-        super().__init__(**common)
-        self.helper = helper
 
     @classmethod
     def mistakes(cls, config: dict[str, Any]) -> Iterator[str]:
@@ -46,14 +46,9 @@ class ToyTask(RegressionTask):
         return super().training_step(batch, batch_index) * (1 + self.helper.share)
 ''',
     "conf/task/toy.yaml": """# A toy
+defaults: [regression, _self_]
 _target_: toyfamily.ToyTask
-network: ${network}
 helper: ${helper}
-loss: ${loss}
-optimizer: ${optimizer}
-schedule: ${schedule}
-ema_decay: ${ema_decay}
-validation: ${validation}
 """,
     "conf/model/toy_folder.yaml": """# @package _global_
 # A toy
