@@ -70,18 +70,7 @@ def preflight(config: dict[str, Any]) -> None:
 
     Raises: what the run itself would raise; FloatingPointError when not one update is finite.
     """
-    # Batches that workers have ready before the first update flatter the data wait: two for each, then one from each is timed.
-    workers, accumulate = config["data"]["num_workers"], batches_of_update(config)
-    window = max(FEWEST - 1, -(-workers // accumulate))
-    updates = min(1 + -(-2 * workers // accumulate) + window, config["trainer"]["max_steps"])
-    name = Path(config["name"])
-    short = {
-        **config,
-        "name": str(name.with_name(f".{name.name}.preflight")),  # a name that no run can have
-        "trainer": {**config["trainer"], "max_steps": updates, "val_check_interval": updates, "enable_progress_bar": False},
-        "checkpoint": {**config["checkpoint"], "every_n_steps": updates, "every_s": None},
-        "task": task_class(config).from_the_start(config),
-    }
+    short, window = shortened(config)
     directory, held = RUNS / short["name"], []
     ranks.decided_by_rank_zero(lambda: held.append(lock(directory)))
     try:
@@ -95,13 +84,33 @@ def preflight(config: dict[str, Any]) -> None:
         prepare(short, directory, trainer, 0)
         trainer.fit(task, datamodule=data)
         if trainer.is_global_zero:
-            say(report(config, task, trainer, measure.update_s(window), measure, sum(activations.values())))
+            say(report(config, task, trainer, measure, window, sum(activations.values())))
     except Diverged as error:
         raise FloatingPointError(f"{error}: lower optimizer.lr, or check the loss") from error
     finally:
         for file in held:
             shutil.rmtree(directory, ignore_errors=True)
             release(file, directory)
+
+
+def shortened(config: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    """The run of a few updates that is measured, and how many of its last updates to time.
+
+    Batches that workers have ready before the first update flatter the wait for data: two for each worker are let pass, then
+    one from each is timed.
+    """
+    workers, batches = config["data"]["num_workers"], batches_of_update(config)
+    window = max(FEWEST - 1, -(-workers // batches))
+    updates = min(1 + -(-2 * workers // batches) + window, config["trainer"]["max_steps"])
+    name = Path(config["name"])
+    short = {
+        **config,
+        "name": str(name.with_name(f".{name.name}.preflight")),  # a name that no run can have
+        "trainer": {**config["trainer"], "max_steps": updates, "val_check_interval": updates, "enable_progress_bar": False},
+        "checkpoint": {**config["checkpoint"], "every_n_steps": updates, "every_s": None},
+        "task": task_class(config).from_the_start(config),
+    }
+    return short, window
 
 
 def count_activations(task: RestorationTask) -> dict[int, int]:
@@ -133,57 +142,90 @@ def saved_storages(module: nn.Module, found: dict[int, int]) -> Iterator[None]:
 
 
 def report(
-    config: dict[str, Any],
-    task: RestorationTask,
-    trainer: L.Trainer,
-    parts: dict[str, float],
-    measure: Measure,
-    activations: int,
+    config: dict[str, Any], task: RestorationTask, trainer: L.Trainer, measure: Measure, window: int, activations: int
 ) -> str:
-    """What is printed, a line for each question. parts: seconds of an update. activations: bytes."""
-    total, trainable = (sum(p.numel() for p in task.network.parameters() if p.requires_grad or all_) for all_ in (True, False))
-    states = (each for optimizer in trainer.optimizers for each in optimizer.state.values())
-    state = [value for each in states for value in each.values() if isinstance(value, Tensor)]
-    network, ema = _bytes(task.network.state_dict().values()), _bytes(task.ema.state_dict().values()) if task.ema else 0
-    gradients, optimizer = _bytes(trained(trainer)), _bytes(state)
-    frozen = [
-        each for module in task.modules() for each in getattr(module, "frozen", ())
-    ]  # losses/frozen.py, train/tasks/control.py
-    others = _bytes(value for each in (task, *frozen) for value in (*each.parameters(), *each.buffers()))
-    others -= _bytes([*task.network.parameters(), *task.network.buffers()]) + ema
-    peak = ""
-    if (device := trainer.strategy.root_device).type == "cuda":
-        peak = f"; measured peak {_size(torch.cuda.max_memory_allocated())} of {_size(torch.cuda.mem_get_info(device)[1])}"
+    """What is printed, a line for each question.
 
-    settings, checkpoint = config["trainer"], config["checkpoint"]
-    steps, update_s = settings["max_steps"], sum(parts.values())
-    validations = -(-steps // settings["val_check_interval"])
-    every_s = checkpoint["every_s"] or float("inf")
-    checkpoints = max(1, steps // checkpoint["every_n_steps"], int(steps * update_s / every_s))
-    whole_s = steps * update_s + validations * measure.validation_s + checkpoints * measure.checkpoint_s
-    file = (Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt").stat().st_size
+    Args: window: updates that the times are means of.     activations: bytes that a training step keeps for its backward pass.
+    """
+    parts = measure.update_s(window)
+    update_s, (wait, compute, optimizer) = sum(parts.values()), parts.values()
+    file_bytes = (Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt").stat().st_size
+    lines = {
+        "parameters": _parameters(task.network),
+        "memory": _memory(task, trainer),
+        "activations": f"{_size(activations)} of a forward pass, batch {config['data']['batch_size']}{_peak(trainer)}",
+        "update": f"{update_s:.4g} s: data wait {wait:.4g}, forward and backward {compute:.4g}, optimizer {optimizer:.4g}",
+        "images/s": f"{task.effective_batch / update_s:.4g} (effective batch {task.effective_batch})",
+        "validation": f"{measure.validation_s:.3g} s",
+        "checkpoint": f"{measure.checkpoint_s:.3g} s, {_size(file_bytes)}",
+        "the run": _whole_run(config, update_s, measure),
+        "disk": _disk(config["checkpoint"], file_bytes, shutil.disk_usage(trainer.default_root_dir).free),
+    }
+    return "\n".join(
+        [
+            f"preflight of {config['name']} on {trainer.world_size} x {trainer.accelerator.name()}, {trainer.precision}, after "
+            f"{trainer.global_step} updates",
+            *(f"  {name:<12} {line}" for name, line in lines.items()),
+            "nothing of it is kept; the same command without preflight=true trains",
+        ]
+    )
+
+
+def _parameters(network: nn.Module) -> str:
+    total = sum(p.numel() for p in network.parameters())
+    trainable = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    return f"{trainable / 1e6:.2f} M trainable of {total / 1e6:.2f} M"
+
+
+def _memory(task: RestorationTask, trainer: L.Trainer) -> str:
+    """Of what stays there from update to update. Gradients are as large as what is trained, discriminators included."""
+    states = (each for optimizer in trainer.optimizers for each in optimizer.state.values())
+    optimizer = _bytes(value for each in states for value in each.values() if isinstance(value, Tensor))
+    network, ema = _bytes(task.network.state_dict().values()), _bytes(task.ema.state_dict().values()) if task.ema else 0
+    frozen = [each for module in task.modules() for each in getattr(module, "frozen", ())]  # losses/frozen.py hides them
+    everything = _bytes(value for each in (task, *frozen) for value in (*each.parameters(), *each.buffers()))
+    others = everything - ema - _bytes([*task.network.parameters(), *task.network.buffers()])
+    return (
+        f"network {_size(network)}, gradients {_size(_bytes(trained(trainer)))}, optimizer {_size(optimizer)}, "
+        f"EMA {_size(ema)}, other networks {_size(others)}"
+    )
+
+
+def _peak(trainer: L.Trainer) -> str:
+    """Measured on a GPU; empty elsewhere."""
+    device = trainer.strategy.root_device
+    if device.type != "cuda":
+        return ""
+    return f"; measured peak {_size(torch.cuda.max_memory_allocated())} of {_size(torch.cuda.mem_get_info(device)[1])}"
+
+
+def _whole_run(config: dict[str, Any], update_s: float, measure: Measure) -> str:
+    """How long all updates, validations and checkpoints will take."""
+    checkpoint, steps = config["checkpoint"], config["trainer"]["max_steps"]
+    updates_s = steps * update_s
+    validations = -(-steps // config["trainer"]["val_check_interval"])
+    checkpoints = max(1, steps // checkpoint["every_n_steps"], int(updates_s / (checkpoint["every_s"] or float("inf"))))
+    validations_s, checkpoints_s = validations * measure.validation_s, checkpoints * measure.checkpoint_s
+    whole, of_updates, of_validations, of_checkpoints = (
+        timedelta(seconds=round(seconds))
+        for seconds in (updates_s + validations_s + checkpoints_s, updates_s, validations_s, checkpoints_s)
+    )
+    return (
+        f"{whole} for trainer.max_steps={steps}: updates {of_updates}, {validations} validations {of_validations}, "
+        f"{checkpoints} checkpoints {of_checkpoints}"
+    )
+
+
+def _disk(checkpoint: dict[str, Any], file_bytes: int, free_bytes: int) -> str:
+    """What the run's checkpoints will take, one being written while the others are still there."""
     files = checkpoint["keep"] + checkpoint["keep_best"] + 1
-    free = shutil.disk_usage(trainer.default_root_dir).free
-    wait, compute, optimizer_s = parts.values()
-    return f"""\
-preflight of {config["name"]} on {trainer.world_size} x {trainer.accelerator.name()}, {trainer.precision}, after \
-{trainer.global_step} updates
-  parameters   {trainable / 1e6:.2f} M trainable of {total / 1e6:.2f} M
-  memory       network {_size(network)}, gradients {_size(gradients)}, optimizer {_size(optimizer)}, EMA {_size(ema)}, \
-other networks {_size(others)}
-  activations  {_size(activations)} of a forward pass, batch {config["data"]["batch_size"]}{peak}
-  update       {update_s:.4g} s: data wait {wait:.4g}, forward and backward {compute:.4g}, optimizer {optimizer_s:.4g}
-  images/s     {task.effective_batch / update_s:.4g} (effective batch {task.effective_batch})
-  validation   {measure.validation_s:.3g} s
-  checkpoint   {measure.checkpoint_s:.3g} s, {_size(file)}
-  the run      {timedelta(seconds=round(whole_s))} for trainer.max_steps={steps}: updates \
-{timedelta(seconds=round(steps * update_s))}, {validations} validations \
-{timedelta(seconds=round(validations * measure.validation_s))}, {checkpoints} checkpoints \
-{timedelta(seconds=round(checkpoints * measure.checkpoint_s))}
-  disk         {_size(files * file)} for {files} checkpoints (checkpoint.keep={checkpoint["keep"]}, \
-keep_best={checkpoint["keep_best"]}, one being written); {_size(free)} free\
-{"" if files * file < free else " - NOT ENOUGH: lower checkpoint.keep or free some"}
-nothing of it is kept; the same command without preflight=true trains"""
+    enough = files * file_bytes < free_bytes
+    return (
+        f"{_size(files * file_bytes)} for {files} checkpoints (checkpoint.keep={checkpoint['keep']}, "
+        f"keep_best={checkpoint['keep_best']}, one being written); {_size(free_bytes)} free"
+        f"{'' if enough else ' - NOT ENOUGH: lower checkpoint.keep or free some'}"
+    )
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

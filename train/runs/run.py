@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -110,31 +111,40 @@ def announce(config: dict[str, Any], task: RestorationTask, trainer: L.Trainer, 
 @rank_zero_only
 def write_summary(task: RestorationTask, trainer: L.Trainer, directory: Path) -> None:
     """summary.json and curves.png, and a last word on what lies where."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    times = next(callback for callback in callbacks if isinstance(callback, StepTimes))
+    guard = next(callback for callback in callbacks if isinstance(callback, NonFiniteGuard))
     measured: dict[str, Any] = task.validated
     values = {name: value if math.isfinite(value) else None for name, value in measured.items()}  # PSNR of LQ that is HQ
     if "lpips" not in values:
         values |= {"lpips": None, "lpips_missing": task.validation.lpips_missing}
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    times = next(callback for callback in callbacks if isinstance(callback, StepTimes))
-    guard = next(callback for callback in callbacks if isinstance(callback, NonFiniteGuard))
     summary = {"step": trainer.global_step, "val": values}
     summary |= {"unreadable_passed_over": task.unreadable, "updates_skipped": guard.skipped}
     write_text(directory / "summary.json", json.dumps(summary, indent=2) + "\n")
     draw_curves(directory)
-    say(
+    say("\n".join(last_words(task, trainer, directory, times, guard)))
+
+
+def last_words(
+    task: RestorationTask, trainer: L.Trainer, directory: Path, times: StepTimes, guard: NonFiniteGuard
+) -> Iterator[str]:
+    """What the last validation measured, what was passed over, where the time went, and what lies where, a line each."""
+    measured: dict[str, Any] = task.validated
+    yield (
         f"\n{directory} after {trainer.global_step} updates: "
         f"PSNR {measured['psnr']:.2f} dB (LQ {measured['psnr_lq']:.2f}), "
         f"SSIM {measured['ssim']:.4f} (LQ {measured['ssim_lq']:.4f})"
     )
     if task.unreadable:
-        say(f"  data.on_error=skip passed over an unreadable file {task.unreadable} times")
+        yield f"  data.on_error=skip passed over an unreadable file {task.unreadable} times"
     if guard.skipped:
-        say(f"  {guard.skipped} updates were skipped: their loss or gradient was not finite")
-    say(f"  {times.sentence()}" if times.updates else "")
+        yield f"  {guard.skipped} updates were skipped: their loss or gradient was not finite"
+    if times.updates:
+        yield f"  {times.sentence()}"
     for path in ("config.yaml", "metrics.csv", "curves.png", "summary.json", "checkpoints/last.ckpt"):
-        say(f"  {directory / path}")
+        yield f"  {directory / path}"
     pictures = sorted((directory / "samples").glob("step_*.png"))
     if pictures:
-        say(f"  {pictures[-1]}   (LQ | restored | HQ; {len(pictures)} pictures there)")
+        yield f"  {pictures[-1]}   (LQ | restored | HQ; {len(pictures)} pictures there)"
     for logger in trainer.loggers[1:]:
-        say(f"  {logger.log_dir or logger.save_dir}   ({type(logger).__name__})")
+        yield f"  {logger.log_dir or logger.save_dir}   ({type(logger).__name__})"
