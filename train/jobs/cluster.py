@@ -19,7 +19,9 @@ from submitit.core.utils import FailedJobError
 
 from train.jobs import cli
 from train.jobs.config import ConfigError, plain
-from train.jobs.sweep import Job, Sweep, is_finished
+from train.jobs.results import Job
+from train.jobs.sweep import Sweep
+from train.runs.resume import is_finished
 from train.runs.rundir import RUNS, write_text
 from train.signals import NEAR_LIMIT, REQUEUE, Signals, stop_signal
 
@@ -83,7 +85,7 @@ def run_jobs(
             continue
         try:
             _check_settled(raw)
-            submitted[_in_queue(job) or _submit(job, resources)] = job
+            submitted[_submitted_before(job) or _submit(job, resources)] = job
         except (ConfigError, OSError, RuntimeError, subprocess.CalledProcessError, FailedJobError) as error:
             job.error = f"not submitted: {error}"
     _wait(submitted, resources.poll_s)
@@ -115,14 +117,14 @@ def _submit(job: Job, resources: Resources) -> str:
     return number
 
 
-def _in_queue(job: Job) -> str | None:
+def _submitted_before(job: Job) -> str | None:
     """The number of the job that an earlier command submitted for this run, if it has not ended.
 
     Raises: ConfigError: it has another configuration.
     """
     file = _folder(job) / "job"
     number, digest = file.read_text().split() if file.exists() else ("", "")
-    if number not in _alive():
+    if number not in _jobs_in_queue():
         return None
     if digest != _digest(job):
         raise ConfigError(f"SLURM job {number} trains here with another configuration: scancel it, or give another name=…")
@@ -134,7 +136,7 @@ def _digest(job: Job) -> str:
     return hashlib.sha256(json.dumps(job.config, sort_keys=True).encode()).hexdigest()
 
 
-def _alive() -> dict[str, str]:
+def _jobs_in_queue() -> dict[str, str]:
     """Number -> state of this user's jobs that have not ended. Works without accounting, which sacct would need."""
     command = ["squeue", "-h", "-u", str(os.getuid()), "-o", "%A %T %r"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -151,7 +153,7 @@ def _wait(submitted: dict[str, Job], poll_s: float) -> None:
             print("the jobs stay in the queue; the same command waits for them again, scancel ends them", flush=True)
             sys.exit(130)
         try:
-            alive = _alive()
+            alive = _jobs_in_queue()
         except subprocess.CalledProcessError as error:  # the controller is busy or restarting
             print(f"squeue: {error.stderr.strip()}; asking again", file=sys.stderr, flush=True)
             continue

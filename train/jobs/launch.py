@@ -36,14 +36,14 @@ def launch(config: dict[str, Any], local_ranks: int | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="facewright") as folder, Signals():
         file = Path(folder) / "config.json"
         file.write_text(json.dumps(config))
-        places = _places(local_ranks, config["trainer"]["num_nodes"]) if local_ranks else [{}]
+        environments = _environments(local_ranks, config["trainer"]["num_nodes"]) if local_ranks else [{}]
         ranks = [
             subprocess.Popen(
                 [sys.executable, str(SCRIPT), "--resolved", str(file)],
-                env=os.environ | places[rank] | {ERROR_FILE: str(Path(folder) / f"error_{rank}"), PARENT: str(os.getpid())},
+                env=os.environ | own | {ERROR_FILE: str(Path(folder) / f"error_{rank}"), PARENT: str(os.getpid())},
                 start_new_session=True,  # a Ctrl-C reaches them from here, once
             )
-            for rank in range(len(places))
+            for rank, own in enumerate(environments)
         ]
         try:
             _wait(ranks, Path(folder))
@@ -75,7 +75,7 @@ def ranks_here(config: dict[str, Any]) -> int | None:
     return devices if isinstance(devices, int) and devices > 1 else None
 
 
-def _places(local_ranks: int, nodes: int) -> list[dict[str, str]]:
+def _environments(local_ranks: int, nodes: int) -> list[dict[str, str]]:
     """What Lightning's default environment reads in a process that somebody else started."""
     shared = {
         "MASTER_ADDR": os.environ.get("MASTER_ADDR", "127.0.0.1"),

@@ -19,8 +19,7 @@ from train.errors import fail
 from train.jobs import cli
 from train.jobs.config import ConfigError, check
 from train.jobs.launch import Failed, launch, ranks_here
-from train.jobs.sweep import is_finished
-from train.runs.resume import changed_origins
+from train.runs.resume import changed_origins, is_finished
 from train.runs.rundir import RUNS
 from train.signals import Interrupted, Signals, stop_signal
 

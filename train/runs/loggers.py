@@ -23,8 +23,8 @@ from train.runs.pictures import PICTURE, picture_path
 from train.runs.rundir import write_bytes, write_text
 
 
-class Attempt:
-    """What one attempt at a run has to leave out: `epoch`, which is always 0, and what stands at the update it goes on from."""
+class LogsOnce:
+    """Leaves out `epoch`, which is always 0, and what stands already at the update that an attempt goes on from."""
 
     start = -1
     standing: frozenset[str] = frozenset()  # names of what is logged at `start` already: its validation may be repeated
@@ -33,7 +33,7 @@ class Attempt:
         return {k: v for k, v in values.items() if k != "epoch" and not (step == self.start and k in self.standing)}
 
 
-class CsvLogger(Attempt, Logger):
+class CsvLogger(LogsOnce, Logger):
     """Every logged row in one file, `metrics.csv`. Lightning's own CSVLogger deletes the file of the attempt before."""
 
     def __init__(self, *, directory: str) -> None:
@@ -88,7 +88,7 @@ class CsvLogger(Attempt, Logger):
         write_text(self.path, text.getvalue())
 
 
-class TensorBoard(Attempt, TensorBoardLogger):
+class TensorBoard(LogsOnce, TensorBoardLogger):
     """One events file for each attempt, in one folder; each is rid of what a later attempt did again."""
 
     def __init__(self, *, save_dir: str, name: str, version: str) -> None:

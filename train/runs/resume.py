@@ -9,7 +9,7 @@ from typing import Any
 from train.ranks import say
 from train.runs.checkpoint import damage, load, newest_whole, sha256_of, step_files, step_of
 from train.runs.differences import differing_keys, flatten, listed
-from train.runs.rundir import read_summary, saved_config, set_aside, write_text
+from train.runs.rundir import RUNS, read_summary, saved_config, set_aside, write_text
 
 
 def choose_checkpoint(config: dict[str, Any], directory: Path, back_to: Path | None = None) -> Path | None:
@@ -80,8 +80,8 @@ def check_continues(
         )
 
 
-def finished(step: int, config: dict[str, Any], directory: Path) -> bool:
-    """True when all updates are done and summed up; a run that died in between still gets its summary."""
+def nothing_left(step: int, config: dict[str, Any], directory: Path) -> bool:
+    """True, after saying so, when all updates are done and summed up. A run that died in between still gets its summary."""
     summary = read_summary(directory)
     if step < config["trainer"]["max_steps"] or summary is None or summary["step"] != step:
         return False
@@ -91,6 +91,20 @@ def finished(step: int, config: dict[str, Any], directory: Path) -> bool:
         "run), or start over with resume=never or another name=…"
     )
     return True
+
+
+def is_finished(config: dict[str, Any]) -> bool:
+    """True when this very configuration has reached its last update and was summed up.
+
+    For a command of several runs, which passes over such a run. Whether another configuration may go on from it the run says.
+    """
+    directory = RUNS / config["name"]
+    summary = read_summary(directory)
+    if summary is None or summary["step"] != config["trainer"]["max_steps"]:
+        return False
+    saved = saved_config(directory)
+    same = ("resume", "logger", "data.num_workers", "trainer.enable_progress_bar")
+    return not differing_keys(saved, {**config, "task": saved["task"]}, may_differ=same)
 
 
 def last_good(folder: Path) -> Path | None:

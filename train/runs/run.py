@@ -19,7 +19,7 @@ from train.runs.loggers import Wandb
 from train.runs.memory import out_of_memory_explained
 from train.runs.nonfinite import Diverged, NonFiniteGuard
 from train.runs.preflight import preflight
-from train.runs.resume import check_continues, choose_checkpoint, finished, last_good
+from train.runs.resume import check_continues, choose_checkpoint, last_good, nothing_left
 from train.runs.rundir import RUNS, lock, release, write_text
 from train.runs.times import StepTimes
 from train.signals import Signals
@@ -62,7 +62,7 @@ def attempt(config: dict[str, Any], trainer: L.Trainer, directory: Path, back_to
     saved = load(checkpoint) if checkpoint else None
     if saved:
         check_continues(f"{checkpoint}", saved, record, task_class(config).kept, batch)
-        if finished(saved["global_step"], config, directory):
+        if nothing_left(saved["global_step"], config, directory):
             return
     task = make_task(config, trainer, fresh=checkpoint is None)
     data: L.LightningDataModule = build(config["data"])
