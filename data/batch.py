@@ -1,5 +1,6 @@
 """The contract between data and training: what a sample and a batch hold."""
 
+from collections.abc import Sequence
 from typing import Any, NotRequired, Protocol, TypedDict, runtime_checkable
 
 from torch import Tensor
@@ -34,7 +35,7 @@ class Batch(TypedDict):
     negative: NotRequired[Tensor]  # (b, 3, h, w) what hq shows, badly enhanced (data.source.negatives of data=hggt)
     has_negative: NotRequired[Tensor]  # (b,) float32: 0 where negative is only the photo that the LQ was made of, else 1
     target_codes: NotRequired[Tensor]  # (b, h, w) int64: codes of hq, where they were made before training (data.codes)
-    components: NotRequired[Tensor]  # (b, 3, 3) float32: where hq's eyes and mouth are (data.columns.components.Components.of)
+    components: NotRequired[Tensor]  # (b, 3, 3) float32: where hq's eyes and mouth are (data/columns/components.py)
     hq_moments: NotRequired[Tensor]  # (b, 8, h / 8, w / 8) float32: mean and log variance of hq's latent (data.latents)
     condition_moments: NotRequired[Tensor]  # (b, 8, h / 8, w / 8) float32: of lq restored by stage 1 (data.condition_latents)
     position: Tensor  # (b,) int64: place in the run's endless order (training) or in the fixed set (validation)
@@ -45,11 +46,13 @@ class Batch(TypedDict):
 class Degradation(Protocol):
     """What makes an LQ of an HQ; drawing and applying are separate (degradations.pipeline.Pipeline is one).
 
+    hq_too: names of what it does that changes the HQ as well; empty: an image is its own HQ.
     batched: False: the dataset calls apply on each sample. True: samples carry hq and parameters instead, and apply_batch makes
         the rest on the training device, once the batch is there.
     """
 
     batched: bool
+    hq_too: Sequence[str]
 
     def sample(self, seed: int, position: int, size: tuple[int, int]) -> Parameters:
         """Parameters for an HQ of size (h, w): a pure function."""

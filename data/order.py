@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,6 +12,17 @@ def draws(seed: int, position: int, stream: str) -> np.random.Generator:
     """Random numbers of one stream at one position (Philox; the same rule as in degradations.draws, where it is explained)."""
     counter = np.array([0, 0, 0, zlib.crc32(stream.encode())], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(counter=counter, key=np.array([seed, position], dtype=np.uint64)))
+
+
+class Draws(NamedTuple):
+    """The random numbers of one position of a run: a generator for each stream."""
+
+    seed: int
+    position: int
+
+    def of(self, stream: str) -> np.random.Generator:
+        """A generator that begins anew with each call."""
+        return draws(self.seed, self.position, stream)
 
 
 @lru_cache(maxsize=2)
@@ -60,6 +72,29 @@ class BlockOrder:
 @lru_cache(maxsize=4)
 def _rows(length: int, seed: int, run_through: int, block: int) -> np.ndarray:
     return draws(seed, run_through, f"data.order.{block}").permutation(length)
+
+
+class Order:
+    """Which image stands at a position, and what is drawn there.
+
+    Args:    count: images there are. blocks: images in each block of a source that is read in blocks; empty: it is not.
+    """
+
+    def __init__(self, *, count: int, blocks: Sequence[int], seed: int) -> None:
+        self.count, self.seed = count, seed
+        self.blocks = BlockOrder(lengths=blocks, seed=seed) if blocks else None
+
+    def at(self, position: int) -> tuple[Iterator[int], Draws]:
+        """The number of the image at a position, followed by those that may stand in for it; and the position's draws.
+
+        Those that follow stand at the next positions: any stretch of 2 * count positions holds a whole pass.
+        """
+        ahead = range(position, position + 2 * self.count)
+        return (self.image_at(each) for each in ahead), Draws(self.seed, position)
+
+    def image_at(self, position: int) -> int:
+        """The number of the image at a position."""
+        return self.blocks.image_at(position) if self.blocks else image_at(position, self.count, self.seed)
 
 
 class PositionSampler:

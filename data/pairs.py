@@ -11,7 +11,8 @@ from typing import Literal
 
 import numpy as np
 
-from data.sources.files import Named, Picked, Source, first_few
+from data.sources.files import first_few
+from data.sources.source import Named, Picked, Source
 
 
 def targets_of(photos: Source, targets: Source, key: str) -> Source:

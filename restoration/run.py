@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from data.faces import read_image
 from data.images import to_tensor, write_png
+from data.reading import read_image
 from data.sources.files import Files, ImageFolder
 from models.diffusion.ircontrolnet import IRControlNet
 from models.files import official

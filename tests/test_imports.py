@@ -19,7 +19,13 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "models.files": ({"models", "models.diffusion"}, set()),
     "data": ({"data.sources", "data.columns"}, {"lightning"}),
     "data.sources": (set(), set()),
-    "data.columns": ({"data.sources", "data.images", "data.duplicates"}, set()),
+    "data.columns": (
+        {
+            "data.sources",
+            *(f"data.{each}" for each in ("augmentation", "batch", "cutting", "duplicates", "images", "order", "reading")),
+        },
+        set(),
+    ),
     "data.prepare": ({"data", "data.sources", "data.columns", "data.prepare.jobs", "models.files"}, set()),
     "data.prepare.jobs": ({"data", "data.sources"}, set()),
     "train": (set(), HEAVY),  # the ground floor: train/*.py

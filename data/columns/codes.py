@@ -11,9 +11,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch import Tensor
 
+from data.columns.column import Column, Setting
 from data.columns.names import places_of
 from data.columns.pickles import load
-from data.sources.files import Source, existing
+from data.order import Draws
+from data.reading import Picture
+from data.sources.files import existing
 
 NO_CODES = -1  # in place of the checksum of an image that could not be used
 
@@ -75,38 +78,39 @@ def _official(path: Path) -> CodeFile:
     return CodeFile(names, orig, hflip, None, None, None)
 
 
-class Codes:
-    """The codes of a source's images, and of their mirror images.
+class Codes(Column):
+    """The codes of the HQs, and of their mirror images. Args: path: see read."""
 
-    Args:    file: see read. size: side of the training images.
-    Raises:  ValueError: the file can't be read, is for another size, or lacks images of the source.
-    """
+    tensor = "target_codes"
 
-    def __init__(self, *, file: str, source: Source, size: int) -> None:
-        self.file, self.contents = file, read(file)
+    def bind(self, setting: Setting) -> None:
+        """Raises ValueError: the file is for another size, or HQs are not always cut of one image in one way."""
+        assert self.path is not None
+        self.contents, size = read(self.path), setting.cut.size
         if self.contents.size not in (None, size):
             raise ValueError(
-                f"data.codes={file} is of images at {self.contents.size} px, and data.size={size}: make another one with "
+                f"{self.given} is of images at {self.contents.size} px, and data.size={size}: make another one with "
                 f"python -m data.prepare codes size={size}, or set data.size={self.contents.size}"
             )
         names, count = self.contents.names, len(self.contents.orig)
-        self.rows = places_of(source, names, count=count, given=f"data.codes={file}", command="codes")
+        self.rows = places_of(setting.source, names, count=count, given=self.given, command="codes")
+        if wrong := [*setting.moved(), *setting.degraded()]:
+            raise ValueError(
+                f"{self.given} are of images cut in one way, which HQs are not with {'; '.join(wrong)}: change that, or set "
+                f"{self.key}=null to compute codes anew for each sample"
+            )
 
     @property
     def teacher(self) -> str | None:
         """Fingerprint of the network that made them; None: the file doesn't say."""
         return self.contents.teacher
 
-    def of(self, index: int, mirrored: bool, hq: np.ndarray, name: str) -> Tensor:
-        """(h, w) int64 of an image.
-
-        Args:    index: of the source. hq: (size, size, 3) uint8, the image as training sees it. name: for the message.
-        Raises:  ValueError: the codes are of other pixels.
-        """
-        row, contents = self.rows[index], self.contents
-        if contents.checksums is not None and contents.checksums[row, int(mirrored)] != checksum(hq):
+    def of(self, picture: Picture, draws: Draws) -> Tensor:
+        """(h, w) int64. Raises ValueError: the codes are of other pixels."""
+        row, contents = self.rows[picture.index], self.contents
+        if contents.checksums is not None and contents.checksums[row, int(picture.mirrored)] != checksum(picture.photos[-1]):
             raise ValueError(
-                f"{name} has other pixels than the image of that name whose codes are in data.codes={self.file}: give the "
-                "images it was made of, make another one with python -m data.prepare codes, or set data.codes=null"
+                f"{picture.name} has other pixels than the image of that name whose codes are in {self.given}: give the "
+                f"images it was made of, make another one with python -m data.prepare codes, or set {self.key}=null"
             )
-        return torch.from_numpy((contents.hflip if mirrored else contents.orig)[row].astype(np.int64))
+        return torch.from_numpy((contents.hflip if picture.mirrored else contents.orig)[row].astype(np.int64))

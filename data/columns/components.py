@@ -9,11 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.columns.column import Column, Setting
 from data.columns.names import lacking, paths_of, rows_of
 from data.columns.pickles import load
 from data.duplicates import perceptual_hash
 from data.images import UnreadableImage, decode
-from data.sources.files import Source, existing, first_few
+from data.order import Draws
+from data.reading import Picture
+from data.sources.files import existing, first_few
+from data.sources.source import Source
 
 PARTS = ("left_eye", "right_eye", "mouth")  # left and right in the picture
 COLUMNS = ("path", "side_px", *(f"{part}_{what}" for part in PARTS for what in ("x", "y", "half")))
@@ -88,27 +92,31 @@ def _official(path: Path) -> ComponentFile:
     return ComponentFile(list(content), np.full(len(content), float(OFFICIAL_SIDE_PX)), components, [None] * len(content))
 
 
-class Components:
-    """The components of a source's images, and of their mirror images.
+class Components(Column):
+    """The components of the HQs, and of their mirror images. Args: path: see read."""
 
-    Args:    file: see read. size: side of the training images in pixels.
-    Raises:  ValueError: the file can't be read, lacks images of the source, or is of others of the same names.
-    """
+    tensor = "components"
 
-    def __init__(self, *, file: str, source: Source, size: int) -> None:
-        self.file, self.size = file, size
-        contents = read(file)
+    def bind(self, setting: Setting) -> None:
+        """Raises ValueError: the file is of other images of the same names, or components would be in another place."""
+        assert self.path is not None
+        contents, source, self.size = read(self.path), setting.source, setting.cut.size
         rows = self._rows(source, contents.names)
         self._check_faces(source, [contents.hashes[row] for row in rows[:LOOKED_AT]])
-        at_size = contents.components * (size / contents.side_px)[:, None, None]
+        at_size = contents.components * (self.size / contents.side_px)[:, None, None]
         self.places = torch.from_numpy(at_size[rows].astype(np.float32))
+        if moved := setting.moved():
+            raise ValueError(
+                f"{self.given} tells places in whole images, which HQs are not with {'; '.join(moved)}: change that, or set "
+                f"{self.key}=null"
+            )
 
     def _rows(self, source: Source, names: list[str]) -> np.ndarray:
         """(n,): the place in the file of each image."""
         paths = paths_of(source)
         if paths is None and len(names) > len(source):
             raise ValueError(
-                f"data.components={self.file} is of {len(names)} images and data.root holds {len(source)}, which have no "
+                f"{self.given} is of {len(names)} images and data.root holds {len(source)}, which have no "
                 "names: make another one with python -m data.prepare landmarks"
             )
         paths = paths or [str(index) for index in range(len(source))]
@@ -119,7 +127,7 @@ class Components:
                 f"lacks {len(lonely)} of the {len(paths)} images of data.root ({first_few(lonely)}): take them out of there"
             )
             raise ValueError(
-                f"data.components={self.file} {listed if lonely else 'has several images of one name: rename them'}, or run "
+                f"{self.given} {listed if lonely else 'has several images of one name: rename them'}, or run "
                 "python -m data.prepare landmarks on data.root, which with missing=template gives images in which it finds no "
                 "face the places of FFHQ's mean face"
             )
@@ -140,17 +148,35 @@ class Components:
                 others.append(source.name(index))
         if 2 * len(others) > looked_at:
             raise ValueError(
-                f"data.components={self.file} is of other images of these names: {len(others)} of the first {looked_at} of "
+                f"{self.given} is of other images of these names: {len(others)} of the first {looked_at} of "
                 f"data.root don't look like them ({first_few(others)}): give the file that was made of data.root, or make "
                 "another one with python -m data.prepare landmarks"
             )
 
-    def of(self, index: int, mirrored: bool) -> Tensor:
-        """(3, 3) float32 of an image of the source: of left eye, right eye and mouth the centre's x and y and half a side.
+    def of(self, picture: Picture, draws: Draws) -> Tensor:
+        """(3, 3) float32: of left eye, right eye and mouth the centre's x and y and half a side.
 
-        They are in pixels of the image at size. Mirrored, x becomes size - x, as in the reference, and the eyes change places.
+        They are in pixels of the HQ at size. Mirrored, x becomes size - x, as in the reference, and the eyes change places.
+
+        Raises:  ValueError: the HQ isn't the whole image scaled to size, so that components are elsewhere.
         """
-        places = self.places[index]
-        if not mirrored:
+        height, width = picture.sizes[-1]
+        if height != width:
+            raise ValueError(
+                f"{picture.name} is {width}x{height}, and {self.key} are of square images: align its face (python -m "
+                f"data.prepare align), take it out of data.root, or set {self.key}=null"
+            )
+        if picture.sizes[0] != picture.sizes[-1] and height != self.size:
+            raise ValueError(
+                f"{picture.name} has an HQ of {width}x{height}, larger than itself, of which data.size={self.size} is the "
+                f"middle, where {self.key} don't hold: set data.size={height}, or {self.key}=null"
+            )
+        places = self.places[picture.index]
+        if not picture.mirrored:
             return places.clone()
         return torch.cat([self.size - places[[1, 0, 2], :1], places[[1, 0, 2], 1:]], dim=1)
+
+    def check_precision(self, precision: str | None) -> None:
+        """Raises ValueError: pixels of half precision are coarse."""
+        if precision == "bf16-true":
+            raise ValueError(f"trainer.precision=bf16-true would round {self.key} to 2 px: set bf16-mixed, or {self.key}=null")

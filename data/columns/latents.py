@@ -8,24 +8,28 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from data.columns.codes import checksum
+from data.columns.column import Column, Setting
 from data.columns.names import places_of
-from data.sources.files import Source, existing
+from data.order import Draws
+from data.reading import Picture
+from data.sources.files import existing
 
 INDEX = "latents.json"
 
 
-class Latents:
-    """The posteriors of an autoencoder on a source's images, or on their restorations, one small file an image.
+class Latents(Column):
+    """The posteriors of an autoencoder on the HQs, one small file an image.
 
-    Args:    key: of the configuration, for messages. folder: OUT of python -m data.prepare latents. size: side of the training
-                 images.
-    Raises:  ValueError: it is no such folder, for another size, or lacks images of the source.
+    Args:    path: OUT of python -m data.prepare latents.
     """
 
-    def __init__(self, *, key: str, folder: str, source: Source, size: int) -> None:
-        self.key, self.folder, self.given = key, folder, f"{key}={folder}"
+    tensor = "hq_moments"
+
+    def bind(self, setting: Setting) -> None:
+        """Raises ValueError: the folder is for another size, or images are not always cut in one way, and unmirrored."""
+        assert self.path is not None
         try:
-            index = json.loads((existing(folder, "a folder of python -m data.prepare latents") / INDEX).read_text())
+            index = json.loads((existing(self.path, "a folder of python -m data.prepare latents") / INDEX).read_text())
             names, made_for, self.autoencoder = index["names"], index["size"], str(index["autoencoder"])
             self.files: list[str] = index["files"]
             self.stage1: str | None = index.get("stage1")  # fingerprint of what restored the images; None: nothing did
@@ -33,26 +37,67 @@ class Latents:
             raise ValueError(
                 f"{self.given} has no {INDEX} that can be read ({error}): run python -m data.prepare latents to its end"
             ) from error
-        if made_for != size:
+        if made_for != setting.cut.size:
             raise ValueError(
-                f"{self.given} is of images at {made_for} px, and data.size={size}: make another one with python -m "
-                f"data.prepare latents size={size}, or set data.size={made_for}"
+                f"{self.given} is of images at {made_for} px, and data.size={setting.cut.size}: make another one with "
+                f"python -m data.prepare latents size={setting.cut.size}, or set data.size={made_for}"
             )
-        self.rows = places_of(source, names, count=len(self.files), given=self.given, command="latents")
+        self.rows = places_of(setting.source, names, count=len(self.files), given=self.given, command="latents")
+        if wrong := self.changing(setting):
+            raise ValueError(
+                f"{self.given} are of images cut in one way, which training's are not with {'; '.join(wrong)}: change that, or "
+                f"set {self.key}=null to compute latents anew for each sample"
+            )
 
-    def of(self, index: int, photo: np.ndarray, name: str) -> Tensor:
-        """(8, h, w) float32: mean and log variance of an image's latent, unscaled.
+    def changing(self, setting: Setting) -> list[str]:
+        """Every setting under which an image is not always that of which latents were made, in words."""
+        return [*setting.moved(), *setting.mirrored(), *setting.degraded()]
 
-        Args:    index: of the source. photo: (size, size, 3) uint8, the image as training sees it. name: for the message.
+    def photo(self, picture: Picture) -> np.ndarray:
+        """(size, size, 3) uint8: that of which the latent was made."""
+        return picture.photos[-1]
+
+    def of(self, picture: Picture, draws: Draws) -> Tensor:
+        """(8, h / 8, w / 8) float32: mean and log variance of the latent, unscaled.
+
         Raises:  ValueError: there is none, or it is of other pixels.
         """
-        file = Path(self.folder) / self.files[self.rows[index]]
+        assert self.path is not None
+        file = Path(self.path) / self.files[self.rows[picture.index]]
         try:
             with safe_open(file, framework="pt") as opened:
-                if opened.metadata()["checksum"] == str(checksum(photo)):
+                if opened.metadata()["checksum"] == str(checksum(self.photo(picture))):
                     moments: Tensor = opened.get_tensor("moments")
                     return moments
-            reason = f"{file} is of other pixels than {name}: "
+            reason = f"{file} is of other pixels than {picture.name}: "
         except (OSError, SafetensorError, KeyError) as error:
-            reason = f"{file}, the latent of {name}, can't be read ({error}): delete it and "
+            reason = f"{file}, the latent of {picture.name}, can't be read ({error}): delete it and "
         raise ValueError(f"{reason}run python -m data.prepare latents again, or set {self.key}=null")
+
+    def check_precision(self, precision: str | None) -> None:
+        """Raises ValueError: images and latents are of half precision."""
+        if precision in ("bf16-true", "16-true"):
+            raise ValueError(f"trainer.precision={precision} would round {self.key}: set a mixed precision, or {self.key}=null")
+
+
+class ConditionLatents(Latents):
+    """Those of given LQs as stage 1 restores them."""
+
+    tensor = "condition_moments"
+
+    def bind(self, setting: Setting) -> None:
+        """Raises ValueError: LQs are made anew for each sample, so that nothing can have been made of them before."""
+        super().bind(setting)
+        if setting.degradation is not None:
+            raise ValueError(
+                f"{self.given} are of LQs that are given, and the degradation makes others for each sample: choose data=pairs, "
+                f"or set {self.key}=null"
+            )
+
+    def changing(self, setting: Setting) -> list[str]:
+        """As of HQs; the degradation is refused apart."""
+        return [*setting.moved(), *setting.mirrored()]
+
+    def photo(self, picture: Picture) -> np.ndarray:
+        """The LQ."""
+        return picture.photos[0]

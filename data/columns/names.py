@@ -5,7 +5,8 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
-from data.sources.files import Named, Source, first_few
+from data.sources.files import first_few
+from data.sources.source import Named, Source
 
 
 def paths_of(source: Source) -> list[str] | None:

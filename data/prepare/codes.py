@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Protocol
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
@@ -15,14 +15,16 @@ from torch import Tensor
 
 from data.columns.codes import NO_CODES, CodeFile, checksum
 from data.columns.names import paths_of
-from data.faces import center_crop, read_image
+from data.cutting import center_crop
 from data.images import to_tensor
 from data.prepare.jobs.arguments import Command
 from data.prepare.jobs.files import Unusable, write_bytes
 from data.prepare.jobs.records import Record, Shard
 from data.prepare.jobs.work import cores, run, store
-from data.sources.files import Files, Source
+from data.reading import read_image
+from data.sources.files import Files
 from data.sources.opening import open_images
+from data.sources.source import Source
 
 FILE = "codes.safetensors"
 GPU_WORKERS = 4  # processes that share a GPU unless workers= says otherwise: they read images while others encode
@@ -39,6 +41,14 @@ class Teacher(Protocol):
 
     def to(self, device: str) -> Any:
         """Moves it there."""
+
+
+@runtime_checkable
+class HasCodebook(Protocol):
+    """What tells a network with a codebook from others."""
+
+    def codes_to_latent(self, codes: Tensor) -> Tensor:
+        """(b, h, w) codes to the latents (b, c, h, w) that they stand for."""
 
 
 Build = Callable[[Path], Teacher]
@@ -129,7 +139,7 @@ def chosen(device: str) -> str:
 
 def check_teacher(network: Teacher, ckpt: Path, size: int) -> None:
     """Raises ValueError: it has no codebook, or can't encode images of that size."""
-    if not hasattr(network, "quantize"):
+    if not isinstance(network, HasCodebook):
         raise ValueError(
             f"ckpt={ckpt} holds {type(network).__name__}, which has no codebook: give a run of model=codeformer_stage1, or "
             "vqgan_code1024.pth"

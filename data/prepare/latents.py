@@ -15,15 +15,17 @@ from torch import Tensor, nn
 from data.columns.codes import checksum
 from data.columns.latents import INDEX
 from data.columns.names import paths_of
-from data.faces import center_crop, read_image
+from data.cutting import center_crop
 from data.images import to_tensor
 from data.prepare.codes import GPU_WORKERS, chosen, store
 from data.prepare.jobs.arguments import Command
 from data.prepare.jobs.files import Unusable, output_stems, write_bytes, write_text
 from data.prepare.jobs.records import Record, Shard
 from data.prepare.jobs.work import cores, run
-from data.sources.files import Files, Source
+from data.reading import read_image
+from data.sources.files import Files
 from data.sources.opening import open_images
+from data.sources.source import Source
 
 
 class Autoencoder(Protocol):

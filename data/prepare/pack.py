@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from annotated_types import Ge, Le
 
-from data.faces import center_crop
+from data.cutting import center_crop
 from data.images import decode
 from data.prepare.jobs import files
 from data.prepare.jobs.files import Unusable, output_stems, read_bytes, write_bytes

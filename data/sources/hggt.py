@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from data.sources.files import Choices, Files, existing, first_few
+from data.sources.files import Files, existing, first_few
+from data.sources.source import Choices
 
 IMAGES = {"original": ".png", "01": "_01.png", "02": "_02.png", "03": "_03.png", "04": "_04.png"}  # folder -> end of its names
 ANNOTATORS = {"A": ".json", "B": ".json", "C": ".json"}

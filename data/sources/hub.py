@@ -20,7 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from annotated_types import Ge
 
-from data.sources.files import Source, first_few, is_image
+from data.sources.files import first_few, is_image
+from data.sources.source import Source
 
 PAUSES_S = (1, 4, 15, 60)  # before a read over the network is tried again
 T = TypeVar("T")

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from data.sources.archives import Shards, TarImages, ZipImages
-from data.sources.files import FileList, ImageFolder, Source
+from data.sources.files import FileList, ImageFolder
 from data.sources.hub import hugging_face
 from data.sources.lmdb_images import LmdbImages
+from data.sources.source import Source
 
 
 def open_images(*, root: str) -> Source:

@@ -11,6 +11,8 @@ from PIL import Image
 class Shade:
     """Degradation that draws one number and multiplies by it, sample by sample or on batches."""
 
+    hq_too = ()
+
     def __init__(self, batched=False):
         self.batched = batched
 

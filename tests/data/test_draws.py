@@ -1,7 +1,6 @@
 """No two samples of a run share their draws: not on two ranks, not in two passes over the data, not in two data workers."""
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,13 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-import data.faces
-from data.augmentation import Augmentation
-from data.module import FaceData
+import data.order
 from data.order import draws
-from data.sources.files import ImageFolder
 from degradations.operators.noise import GaussianNoise
 from degradations.pipeline import Pipeline
+from tests.data.samples import face_data
 
 IMAGES, SIDE, SIZE = 3, 1000, 4
 PASSES, RANKS = 16, 2
@@ -48,36 +45,16 @@ class Told(Pipeline):
 
 def samples(maps: Path, rank: int, workers: int) -> Iterator[dict[str, torch.Tensor]]:
     """What one rank trains on, one sample at a time and without end."""
-    faces = FaceData(
-        root=str(maps),
-        val_root=None,
-        paired=False,
-        target_root=None,
-        val_target_root=None,
-        real_root=None,
-        codes=None,
-        components=None,
-        latents=None,
-        condition_latents=None,
-        source=partial(ImageFolder),
-        expects="",
-        degradation=Told(
-            operators={"noise": GaussianNoise(sigma_255=(0, 15), grey_prob=0)}, quantize=False, hq_too=[], device="cpu"
-        ),
-        augmentation=Augmentation(transforms={}),
+    faces = face_data(
+        maps,
+        Told(operators={"noise": GaussianNoise(sigma_255=(0, 15), grey_prob=0)}, quantize=False, hq_too=[], device="cpu"),
         size=SIZE,
-        crop="random",
-        hflip_prob=0.5,
         batch_size=1,
         num_workers=workers,
-        on_error="raise",
         keep_decoded=True,
         val_size=SIZE,
         val_images=1,
-        val_degradations=2,
-        val_batch_size=1,
         seed=0,
-        val_seed=0,
     )
     strategy = SimpleNamespace(root_device=torch.device("cpu"))
     faces.trainer = SimpleNamespace(  # type: ignore[assignment] # what FaceData asks of a Trainer
@@ -148,7 +125,7 @@ def test_a_trainer_that_seeds_alike_would_be_found(
     else:
         stream = f"data.{part}"
         monkeypatch.setattr(
-            data.faces, "draws", lambda seed, position, name: draws(seed, place(position) if name == stream else position, name)
+            data.order, "draws", lambda seed, position, name: draws(seed, place(position) if name == stream else position, name)
         )
     expected = "mirror alike" if part == "flip" else f"share their {part}"
     with pytest.raises(AssertionError, match=expected):

@@ -5,11 +5,13 @@ import pytest
 import torch
 from PIL import Image
 
-from data.augmentation import Augmentation
-from data.faces import FaceDataset, FixedFaces, center_crop, random_crops, read_image
+from data.columns.real import RealFaces
+from data.cutting import center_crop, random_crops
 from data.images import UnreadableImage, to_tensor
 from data.order import draws, image_at
+from data.reading import read_image
 from data.sources.files import ImageFolder
+from tests.data.samples import face_dataset, fixed_faces
 
 
 def textured(height, width, seed=0):
@@ -17,11 +19,7 @@ def textured(height, width, seed=0):
 
 
 def faces(folder, degradation, **changes):
-    options = {"size": 16, "crop": "center", "hflip_prob": 0.0, "seed": 5, "on_error": "raise", "keep_decoded": False}
-    options |= {"targets": None, "negatives": None, "codes": None, "components": None, "latents": None, "real": None}
-    options |= {"condition_latents": None}
-    options |= {"augmentation": Augmentation(transforms={})}
-    return FaceDataset(source=ImageFolder(root=str(folder)), degradation=degradation, **(options | changes))
+    return face_dataset(ImageFolder(root=str(folder)), degradation, **changes)
 
 
 # crops
@@ -160,8 +158,8 @@ def test_skip_with_nothing_readable(folder, shade):
 
 
 def fixed(folder, degradation, **changes):
-    options = {"targets": None, "degradations_per_image": 3, "size": 16, "seed": 1}
-    return FixedFaces(source=ImageFolder(root=str(folder)), degradation=degradation, **(options | changes))
+    options = {"degradations_per_image": 3, "size": 16, "seed": 1}
+    return fixed_faces(ImageFolder(root=str(folder)), degradation, **(options | changes))
 
 
 def test_fixed_set(folder, shade):
@@ -195,7 +193,8 @@ def test_clean_faces_for_discriminators_come_in_an_order_of_their_own(tmp_path, 
         for number in range(6):
             Image.fromarray(textured(20, 24, seed=number + 10 * (kind == "clean"))).save(tmp_path / kind / f"{number}.png")
     real = ImageFolder(root=str(tmp_path / "clean"))
-    dataset, without = faces(tmp_path / "faces", shade, real=real), faces(tmp_path / "faces", shade)
+    column = RealFaces(key="data.real_root", path=str(tmp_path / "clean"))
+    dataset, without = faces(tmp_path / "faces", shade, columns=[column]), faces(tmp_path / "faces", shade)
     seen = [dataset[position] for position in range(6)]
     cut = [to_tensor(center_crop(read_image(real, index), 16)) for index in range(6)]
     indices = [next(index for index, photo in enumerate(cut) if torch.equal(photo, sample["real"])) for sample in seen]

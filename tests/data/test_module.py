@@ -13,51 +13,21 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 from lightning import LightningModule, Trainer
 from PIL import Image
 from threadpoolctl import threadpool_info
 from torch.utils.data import DataLoader, TensorDataset
 
-from data.augmentation import Augmentation
 from data.images import UnreadableImage
-from data.module import FaceData, one_thread
+from data.module import one_thread
 from data.sources.files import ImageFolder
 from data.sources.opening import open_images
+from tests.data.samples import face_data
+from train.jobs.config import plain
+from train.runs.building import build
 
 CONF = Path(__file__).parents[2] / "conf"
 NAMES = sorted(path.stem for path in (CONF / "data").glob("*.yaml"))
-
-
-def face_data(root, degradation, **changes):
-    options = {
-        "val_root": None,
-        "paired": False,
-        "target_root": None,
-        "val_target_root": None,
-        "real_root": None,
-        "codes": None,
-        "components": None,
-        "latents": None,
-        "condition_latents": None,
-        "augmentation": Augmentation(transforms={}),
-        "source": partial(ImageFolder),
-        "expects": "A folder of test faces is expected.",
-        "size": 16,
-        "crop": "random",
-        "hflip_prob": 0.5,
-        "batch_size": 4,
-        "num_workers": 0,
-        "on_error": "raise",
-        "keep_decoded": False,
-        "val_size": 16,
-        "val_images": 2,
-        "val_degradations": 2,
-        "val_batch_size": 1,
-        "seed": 3,
-        "val_seed": 0,
-    }
-    return FaceData(root=None if root is None else str(root), degradation=degradation, **(options | changes))
 
 
 def first(loader, count):
@@ -131,14 +101,15 @@ def test_validation_is_shared_out(folder, shade):
 
 def test_held_out_images_are_the_last_and_are_not_trained_on(folder, shade):
     data = face_data(folder, shade)
-    assert [data.fixed.source.name(index) for index in range(2)] == [str(folder / f"img_{number}.png") for number in (5, 6)]
-    assert len(data.faces.source) == 5
-    assert data.faces.source.name(4) == str(folder / "img_4.png")
+    held_out = data.fixed.images.source
+    assert [held_out.name(index) for index in range(2)] == [str(folder / f"img_{number}.png") for number in (5, 6)]
+    assert len(data.faces.images.source) == 5
+    assert data.faces.images.source.name(4) == str(folder / "img_4.png")
 
 
 def test_val_root(folder, shade):
     data = face_data(folder, shade, val_root=str(folder))
-    assert (len(data.faces.source), len(data.fixed)) == (7, 14)
+    assert (len(data.faces.images.source), len(data.fixed)) == (7, 14)
 
 
 def test_fewer_validation_samples_than_ranks(folder, shade):
@@ -245,7 +216,7 @@ def test_pipelines_on_the_device_and_in_the_workers_agree(folder):
         with initialize_config_dir(str(CONF), version_base="1.3"):
             overrides = ["degradation=light", f"degradation.device={device}", "data=folder", f"data.root={folder}"]
             overrides += ["data.size=16", "data.val_images=2", "data.num_workers=0"]
-            data = instantiate(compose("train", overrides=overrides).data, _convert_="all")
+            data = build(plain(compose("train", overrides=overrides).data, resolve=True))
         return data.on_after_batch_transfer(first(data.train_dataloader(), 1)[0], 0)
 
     made, expected = batches("gpu"), batches("cpu")
@@ -260,7 +231,7 @@ def test_fewer_images_than_a_batch(folder, shade):
     data = face_data(folder, shade, batch_size=6, val_images=1)
     batch = first(data.train_dataloader(), 1)[0]
     assert batch["position"].tolist() == [0, 1, 2, 3, 4, 5]
-    assert len(data.faces.source) == 2
+    assert len(data.faces.images.source) == 2
     assert len({tuple(hq.flatten().tolist()) for hq in batch["hq"]}) > 2, "crops and flips differ"
 
 
@@ -296,7 +267,7 @@ def test_everything_can_travel_to_a_spawned_worker(folder, shade):
     data = face_data(folder, shade, source=partial(open_images))
     data.degradation = data.faces.degradation = data.fixed.degradation = None  # a class of the tests can't travel
     assert len(pickle.loads(pickle.dumps(data.fixed))) == len(data.fixed)
-    assert pickle.loads(pickle.dumps(data.faces)).size == 16
+    assert pickle.loads(pickle.dumps(data.faces)).cut.size == 16
 
 
 # roots
@@ -324,7 +295,8 @@ def test_nothing_left_to_train_on(folder, shade):
 
 def composed(name, *overrides):
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", overrides=["degradation=demo", f"data={name}", "data.num_workers=0", *overrides]).data
+        config = compose("train", overrides=["degradation=demo", f"data={name}", "data.num_workers=0", *overrides])
+    return plain(config.data, resolve=True)
 
 
 def test_all_configs_are_seen():
@@ -343,19 +315,15 @@ def test_pairs_config(tmp_path):
     lq, hq = pictures(tmp_path / "lq", 12), pictures(tmp_path / "hq", 24)
     small = ["data.size=16", "data.val_size=null", "data.val_images=1"]
     with pytest.raises(Exception, match=r"data\.target_root is not set: Two folders .* Give it as data\.target_root=DIR"):
-        instantiate(composed("pairs", f"data.root={lq}", *small), _convert_="all")
-    data = instantiate(
-        composed("pairs", f"data.root={lq}", f"data.target_root={hq}", "data.crop=random", *small), _convert_="all"
-    )
+        build(composed("pairs", f"data.root={lq}", *small))
+    data = build(composed("pairs", f"data.root={lq}", f"data.target_root={hq}", "data.crop=random", *small))
     batch = first(data.train_dataloader(), 1)[0]
     assert (batch["lq"].shape, batch["hq"].shape) == ((6, 3, 8, 8), (6, 3, 16, 16))
     (validation,) = data.val_dataloader()
     np.testing.assert_array_equal((validation["lq"][0] * 255).round(), np.asarray(Image.open(lq / "3.png")).transpose(2, 0, 1))
     assert validation["hq"].shape == (1, 3, 24, 24)
     with pytest.raises(Exception, match=r"data\.val_target_root is not set"):
-        instantiate(
-            composed("pairs", f"data.root={lq}", f"data.target_root={hq}", f"data.val_root={lq}", *small), _convert_="all"
-        )
+        build(composed("pairs", f"data.root={lq}", f"data.target_root={hq}", f"data.val_root={lq}", *small))
 
 
 def test_ffhqr_config(tmp_path):
@@ -364,23 +332,23 @@ def test_ffhqr_config(tmp_path):
     for file in photos.iterdir():
         Image.fromarray(255 - np.asarray(Image.open(file))).save(retouched / file.name)
     roots = [f"data.root={photos}", f"data.target_root={retouched}", "data.size=24", "data.val_images=1", "data.hflip_prob=0.5"]
-    ours = first(instantiate(composed("ffhqr", *roots), _convert_="all").train_dataloader(), 1)[0]
+    ours = first(build(composed("ffhqr", *roots)).train_dataloader(), 1)[0]
     plain = [each for each in roots if "target" not in each]
-    ffhq = first(instantiate(composed("ffhq", *plain), _convert_="all").train_dataloader(), 1)[0]
+    ffhq = first(build(composed("ffhq", *plain)).train_dataloader(), 1)[0]
     assert torch.equal(ours["lq"], ffhq["lq"]), "the LQ is made of the photo"
     torch.testing.assert_close(ours["hq"], 1 - ffhq["hq"])
     with pytest.raises(Exception, match=r"data\.target_root=.* is for paired images: choose data=pairs or data=ffhqr"):
-        instantiate(composed("ffhq", *roots), _convert_="all")
+        build(composed("ffhq", *roots))
 
 
 def test_degradation_null_needs_pairs(folder):
     with pytest.raises(Exception, match=r"data\.degradation=null leaves LQs without HQs: choose data=pairs"):
-        instantiate(composed("ffhq", f"data.root={folder}", "data.degradation=null"), _convert_="all")
+        build(composed("ffhq", f"data.root={folder}", "data.degradation=null"))
 
 
 def test_df2k_is_mirrored_and_turned(tmp_path):
     root = pictures(tmp_path / "df2k", 20)
-    data = instantiate(composed("df2k", f"data.root={root}", "data.size=20", "data.val_images=3"), _convert_="all")
+    data = build(composed("df2k", f"data.root={root}", "data.size=20", "data.val_images=3"))
     photo = np.asarray(Image.open(root / "0.png"))
     ways = [np.rot90(each, turns).tobytes() for each in (photo, photo[:, ::-1]) for turns in range(4)]
     seen = [data.faces[position]["hq"].mul(255).round().byte().permute(1, 2, 0).numpy().tobytes() for position in range(100)]
@@ -389,8 +357,8 @@ def test_df2k_is_mirrored_and_turned(tmp_path):
 
 
 def test_a_source_is_chosen_on_the_command_line(folder):
-    data = instantiate(composed("ffhq", "data/source=folder", f"data.root={folder}", "data.size=16", "data.val_images=2"))
-    assert type(data.faces.source.whole) is ImageFolder
+    data = build(composed("ffhq", "data/source=folder", f"data.root={folder}", "data.size=16", "data.val_images=2"))
+    assert type(data.faces.images.source.whole) is ImageFolder
     sources = sorted(path.stem for path in (CONF / "data" / "source").glob("*.yaml"))
     assert sources == ["auto", "bundled", "folder", "hf", "list", "lmdb", "shards", "tar", "zip"]
     for name in sources:
@@ -400,15 +368,15 @@ def test_a_source_is_chosen_on_the_command_line(folder):
 @pytest.mark.parametrize("name", ["ffhq", "folder"])
 def test_folder_configs(name, folder):
     with pytest.raises(Exception, match=r"data\.root is not set: A folder"):
-        instantiate(composed(name), _convert_="all")
+        build(composed(name))
     small = composed(name, f"data.root={folder}", "data.size=16", "data.val_images=2")
-    data = instantiate(small, _convert_="all")
+    data = build(small)
     assert first(data.train_dataloader(), 1)[0]["lq"].shape == (6, 3, 16, 16)
     assert next(iter(data.val_dataloader()))["hq"].shape == (1, 3, 16, 16)
 
 
 def test_demo_config():
-    data = instantiate(composed("demo"), _convert_="all")
+    data = build(composed("demo"))
     assert first(data.train_dataloader(), 1)[0]["lq"].shape == (8, 3, 64, 64)
     validation = list(data.val_dataloader())
     assert len(validation) == 8

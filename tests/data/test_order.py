@@ -3,9 +3,10 @@
 from itertools import chain, islice
 
 import numpy as np
+import pytest
 
 import degradations.draws
-from data.order import BlockOrder, PositionSampler, draws, image_at
+from data.order import BlockOrder, Order, PositionSampler, draws, image_at
 
 
 def test_every_pass_sees_every_image_once_in_a_new_order():
@@ -81,3 +82,15 @@ def test_the_order_of_blocks_does_not_depend_on_what_was_asked_before():
     assert [one.image_at(position) for position in range(12)] != [
         BlockOrder(lengths=(4, 6, 2), seed=2).image_at(position) for position in range(12)
     ]
+
+
+@pytest.mark.parametrize("blocks", [(), (2, 3)])
+def test_an_order_gives_the_image_of_a_position_those_that_follow_and_its_draws(blocks):
+    order = Order(count=5, blocks=blocks, seed=3)
+    indices, at_four = order.at(4)
+    found = list(indices)
+    alone = BlockOrder(lengths=blocks, seed=3).image_at if blocks else lambda position: image_at(position, 5, 3)
+    assert found == [alone(position) for position in range(4, 14)]
+    assert sorted(found[1:6]) == [0, 1, 2, 3, 4]
+    assert at_four.of("data.crop").random() == draws(3, 4, "data.crop").random()
+    assert at_four.of("data.crop").random() == draws(3, 4, "data.crop").random(), "a stream begins anew with each call"

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import data.prepare.pack
-from data.faces import center_crop
+from data.cutting import center_crop
 from data.images import decode
 from data.prepare.jobs.work import Stopped
 from data.prepare.pack import pack

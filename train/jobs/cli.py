@@ -199,9 +199,9 @@ def explain(error: Exception, arguments: list[str]) -> str:
         config = plain(compose([a for a in overrides_of(arguments) if a.lstrip("+~").partition("=")[0] != key]))
     except (HydraException, ValueError):  # more than one thing is wrong
         return text
-    if key in valid_keys(config):
+    if key in valid_keys(config, config):
         return text  # it exists, but not for what it was given
-    return f"{key}: there is no such key{nearest(key, [*groups(), *valid_keys(config)])}"
+    return f"{key}: there is no such key{nearest(key, [*groups(), *valid_keys(config, config)])}"
 
 
 def overrides_of(arguments: list[str]) -> list[str]:

@@ -136,20 +136,22 @@ def nearest(wrong: str, valid: list[str]) -> str:
     return f"; did you mean {match[0]}?" if match else ""
 
 
-def valid_keys(config: Node) -> list[str]:
-    """Every dotted key that a run with this configuration could take."""
+def valid_keys(config: Node, raw: Node) -> list[str]:
+    """Every dotted key that a run with this configuration could take, without those that follow another one in `raw`."""
     init = [f"init.{key}" for key in config.get("init") or {}]
     keys = [*(key for key in RUN if not key.startswith("init.")), *init, *groups()]
 
-    def walk(path: str, value: Any) -> None:
+    def walk(path: str, value: Any, raw: Any) -> None:
+        if _followed(path, raw):
+            return
         keys.append(path)
         if isinstance(value, dict):
             for name in dict.fromkeys(key for key in (*value, *_parameters(value)) if key not in HYDRA_KEYS):
-                walk(f"{path}.{name}", value.get(name))
+                walk(f"{path}.{name}", value.get(name), raw.get(name) if isinstance(raw, dict) else None)
 
     for name, value in config.items():
         if isinstance(value, dict) and name not in ("task", "init", "weights"):  # all keys of task stand elsewhere too
-            walk(name, value)
+            walk(name, value, raw.get(name))
     return list(dict.fromkeys(keys))
 
 
@@ -178,7 +180,7 @@ def _check_run(config: Node, raw: Node) -> Iterator[str]:
     read = {name: value for name, value in config.items() if _is_read(name, raw)}
     given = config["init"].items()
     files = {key for key, value in given if f"init.{key}" in RUN or value is None or _is_read(f"init.{key}", raw)}
-    valid = valid_keys({**read, "init": dict.fromkeys(files)})
+    valid = valid_keys({**read, "init": dict.fromkeys(files)}, raw)
     yield from _check_trainer(config["trainer"])
     for key, value in raw["task"].items():
         if key not in HYDRA_KEYS and value != f"${{{key}}}":
@@ -221,6 +223,17 @@ def _is_node(value: Any) -> bool:
     return isinstance(value, dict) and "_target_" in value
 
 
+def _is_followed(key: str, raw: Any) -> bool:
+    """Whether a key of a node is a short way to others of the node, which follow it: data.columns.codes.path=${data.codes}."""
+    return f"${{{key}}}" in str(raw)
+
+
+def _followed(key: str, raw: Any) -> str | None:
+    """The short way of a key that follows one."""
+    name = raw[2:-1] if isinstance(raw, str) and re.fullmatch(r"\$\{[\w.]+\}", raw) else ""
+    return name if name.partition(".")[0] == key.partition(".")[0] else None
+
+
 def _holds_node(value: Any) -> bool:
     return isinstance(value, dict) and (_is_node(value) or any(_holds_node(child) for child in value.values()))
 
@@ -243,10 +256,17 @@ def _check_node(path: str, node: Node, raw: Any, valid: list[str]) -> Iterator[s
         full = f"{path}.{key}"
         if key in HYDRA_KEYS:
             continue
-        if parameters and key not in parameters:
+        if parameters and key not in parameters and _is_followed(full, raw):
+            if _is_node(value):  # where it is followed it is taken to be checked here
+                yield from _check_node(full, value, raw[key], valid)
+        elif parameters and key not in parameters:
             known = [other for other in valid if other != full and not other.startswith(f"{full}.")]
             yield f"{full}={value!r}: {node['_target_']} has no {key}{nearest(full, known)}"
-        elif isinstance(raw, dict) and isinstance(raw.get(key), str) and isinstance(value, dict | list):
+        elif (
+            isinstance(raw, dict)
+            and isinstance(raw.get(key), str)
+            and (_is_node(value) or (isinstance(value, dict | list) and not _followed(full, raw[key])))
+        ):
             continue  # an interpolation of a whole node, which is checked in its own place
         else:
             yield from _check_tree(full, value, raw[key] if isinstance(raw, dict) else None, hints.get(key, Any), valid)
@@ -270,7 +290,8 @@ def _check_tree(path: str, value: Any, raw: Any, annotation: Any, valid: list[st
                 others = [key for key in valid if key != full and not key.startswith(f"{full}.") and key.startswith(path)]
                 yield f"{full}={child!r} has no _target_, so nothing reads it{nearest(full, others)}"
     else:
-        mistakes = list(_check_value(path, value, RANGES.get(path, annotation)))
+        key = _followed(path, raw) or path  # what the user sets
+        mistakes = list(_check_value(key, value, RANGES.get(key, annotation)))
         given = re.fullmatch(r"\$\{init\.(\w+)\}", raw) if isinstance(raw, str) and value is None else None
         yield from [not_given(given[1])] if mistakes and given else mistakes
 

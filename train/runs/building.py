@@ -1,5 +1,6 @@
 """From a checked configuration to what trains: the trainer, the task with its weights, the data, and the run's folder."""
 
+import inspect
 import logging
 import warnings
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import lightning as L
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import get_class, instantiate
+from hydra.utils import get_class, get_object, instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
@@ -82,7 +83,14 @@ def quieten() -> None:
 
 
 def build(node: dict[str, Any]) -> Any:
-    """The object that a node describes. What its constructor raises comes through as it is."""
+    """The object that a node describes. What its constructor raises comes through as it is.
+
+    A key that the class does not take is a short way to others of the node, which follow it (conf/data/ffhq.yaml): it has done
+    its work. train/jobs/config.py refuses every other key.
+    """
+    parameters = inspect.signature(get_object(node["_target_"])).parameters
+    if not any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
+        node = {key: value for key, value in node.items() if key in parameters or key.startswith("_")}
     try:
         return instantiate(OmegaConf.create(node), _convert_="all")
     except InstantiationException as error:

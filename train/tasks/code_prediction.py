@@ -150,10 +150,10 @@ class PredictsCodes(RestorationTask):
         """Raises ValueError: the codes that the data bring are another teacher's."""
         super().on_fit_start()
         data: Any = getattr(self.trainer, "datamodule", None)
-        codes = getattr(data, "codes", None)
+        codes = getattr(data, "columns", {}).get("codes")
         if codes is not None and not self._made(codes.teacher, data.faces):
             raise ValueError(
-                f"data.codes={codes.file} was made by another network than codes.teacher={self.codes.path}: make another one "
+                f"data.codes={codes.path} was made by another network than codes.teacher={self.codes.path}: make another one "
                 f"with python -m data.prepare codes ckpt={self.codes.path}, or set data.codes=null"
             )
 

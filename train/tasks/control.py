@@ -237,9 +237,9 @@ class ControlTask(RegressionTask):
         super().on_fit_start()
         sizes = {self.config["data"]["size"], self.config["data"]["val_size"] or self.config["data"]["size"]}
         self.diffusion.check(self.validated_network, sizes, self.device)
-        data = getattr(self.trainer, "datamodule", None)
-        self._check_latents(getattr(data, "latents", None), None)
-        self._check_latents(getattr(data, "condition_latents", None), self.diffusion.stage1.fingerprint)
+        columns = getattr(getattr(self.trainer, "datamodule", None), "columns", {})
+        self._check_latents(columns.get("latents"), None)
+        self._check_latents(columns.get("condition_latents"), self.diffusion.stage1.fingerprint)
 
     def _check_latents(self, latents: Any, stage1: str | None) -> None:
         """Raises ValueError: data.columns.latents.Latents that other networks made. stage1: what restored the images before."""

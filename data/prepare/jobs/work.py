@@ -19,7 +19,8 @@ from data.images import UnreadableImage
 from data.parent import end_with_parent
 from data.prepare.jobs.files import Unusable
 from data.prepare.jobs.records import Record, Records, Shard
-from data.sources.files import Files, ImageFolder, Source
+from data.sources.files import Files, ImageFolder
+from data.sources.source import Source
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 TERMINAL_S, LOG_S = 0.5, 60.0  # seconds between two progress lines

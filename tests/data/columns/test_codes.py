@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.augmentation import Augmentation
 from data.columns.codes import CodeFile, Codes, checksum, read
 from data.columns.names import lacking, rows_of
-from data.faces import FaceDataset, center_crop
+from data.cutting import center_crop
 from data.pairs import targets_of
 from data.sources.files import FileList, ImageFolder
 from tests.data.conftest import textured
+from tests.data.samples import bound, face_dataset
 
 SIZE = 16
 
@@ -48,12 +48,12 @@ def written(file, contents):
     return str(file)
 
 
+def codes_in(file):
+    return Codes(key="data.codes", path=file)
+
+
 def dataset(source, codes, degradation, **changes):
-    options = {"targets": None, "negatives": None, "components": None, "latents": None, "real": None, "size": SIZE}
-    options |= {"condition_latents": None}
-    options |= {"augmentation": Augmentation(transforms={}), "crop": "center", "hflip_prob": 0.5, "seed": 2}
-    options |= {"on_error": "raise", "keep_decoded": False}
-    return FaceDataset(source=source, codes=codes, degradation=degradation, **(options | changes))
+    return face_dataset(source, degradation, columns=[codes], hflip_prob=0.5, seed=2, **changes)
 
 
 def assert_each_has_its_own(samples, photos):
@@ -76,17 +76,17 @@ def cut(folder):
 def test_an_image_and_its_mirror_image_have_their_own(folder, tmp_path, shade, batched):
     shade.batched = batched
     source = ImageFolder(root=str(folder))
-    codes = Codes(file=written(tmp_path / "codes.safetensors", code_file(folder)), source=source, size=SIZE)
+    codes = codes_in(written(tmp_path / "codes.safetensors", code_file(folder)))
     assert_each_has_its_own(dataset(source, codes, shade), cut(folder))
 
 
 def test_rows_of_a_table_go_by_their_number(folder, tmp_path, shade):
     file = written(tmp_path / "codes.safetensors", code_file(folder, names=False))
     source = Bytes(ImageFolder(root=str(folder)))
-    assert_each_has_its_own(dataset(source, Codes(file=file, source=source, size=SIZE), shade), cut(folder))
+    assert_each_has_its_own(dataset(source, codes_in(file), shade), cut(folder))
     (folder / "img_6.png").unlink()
     with pytest.raises(ValueError, match=r"is of 7 images and data\.root holds 6, which have no names"):
-        Codes(file=file, source=Bytes(ImageFolder(root=str(folder))), size=SIZE)
+        bound(codes_in(file), Bytes(ImageFolder(root=str(folder))))
 
 
 def test_a_copy_at_the_training_size_and_a_part_of_the_images_have_the_same(folder, tmp_path, shade):
@@ -95,10 +95,10 @@ def test_a_copy_at_the_training_size_and_a_part_of_the_images_have_the_same(fold
     for number, photo in enumerate(cut(folder)):
         Image.fromarray(photo).save(tmp_path / "packed" / f"img_{number}.bmp")
     packed = ImageFolder(root=str(tmp_path / "packed"))
-    assert_each_has_its_own(dataset(packed, Codes(file=file, source=packed, size=SIZE), shade), cut(folder))
+    assert_each_has_its_own(dataset(packed, codes_in(file), shade), cut(folder))
     (folder / "kept.txt").write_text("img_5.png\nimg_2.png\n")
     kept = FileList(root=str(folder / "kept.txt"), relative_to=None)
-    assert Codes(file=file, source=kept, size=SIZE).rows.tolist() == [5, 2]
+    assert bound(codes_in(file), kept).rows.tolist() == [5, 2]
 
 
 def test_codes_of_given_targets(folder, tmp_path):
@@ -109,7 +109,7 @@ def test_codes_of_given_targets(folder, tmp_path):
     file = written(tmp_path / "codes.safetensors", code_file(folder))
     photos = ImageFolder(root=str(lq))
     targets = targets_of(photos, ImageFolder(root=str(folder)), "data.target_root")
-    codes = Codes(file=file, source=photos, size=SIZE)
+    codes = codes_in(file)
     assert_each_has_its_own(dataset(photos, codes, None, targets=targets), cut(folder))
     with pytest.raises(
         ValueError, match=r"img_\d\.bmp has other pixels than the image of that name whose codes are in data\.cod"
@@ -121,7 +121,7 @@ def test_an_image_that_could_not_be_encoded_has_none(folder, tmp_path, shade):
     contents = code_file(folder)
     contents.checksums[:] = -1
     source = ImageFolder(root=str(folder))
-    codes = Codes(file=written(tmp_path / "codes.safetensors", contents), source=source, size=SIZE)
+    codes = codes_in(written(tmp_path / "codes.safetensors", contents))
     with pytest.raises(ValueError, match="has other pixels"):
         dataset(source, codes, shade)[0]
 

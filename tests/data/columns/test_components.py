@@ -9,18 +9,19 @@ import torch
 from PIL import Image
 
 from data.augmentation import Augmentation
-from data.columns.components import COLUMNS, ComponentFile, Components, read
-from data.faces import FaceDataset
+from data.columns.components import COLUMNS, PARTS, ComponentFile, Components, read
 from data.order import draws, image_at
 from data.pairs import targets_of
 from data.prepare.jobs.files import write_csv
-from data.sources.files import Choices, ImageFolder
+from data.sources.files import ImageFolder
 from data.sources.opening import open_images
+from data.sources.source import Choices
+from models.components import PARTS as PARTS_OF_MODELS
 from models.components import mirrored
 from tests.data.columns.test_codes import Bytes
 from tests.data.conftest import textured
+from tests.data.samples import DRAWS, bound, face_data, face_dataset, picture
 from tests.data.sources.test_archives import make
-from tests.data.test_module import face_data
 
 SIDE, SIZE = 32, 16
 # left eye red, right eye green, mouth blue: x, y and half a side
@@ -64,20 +65,13 @@ def file(tmp_path):
     return write(tmp_path / "components.csv", [f"{number:05}.png" for number in range(4)], PLACES)
 
 
+def components_in(file):
+    return Components(key="data.components", path=str(file))
+
+
 def dataset(source, file, degradation, **changes):
-    options = {
-        "targets": None,
-        "negatives": None,
-        "codes": None,
-        "latents": None,
-        "condition_latents": None,
-        "real": None,
-        "augmentation": Augmentation(transforms={}),
-    }
-    options |= {"size": SIZE, "crop": "center", "hflip_prob": 0.5, "seed": 2, "on_error": "raise", "keep_decoded": False}
-    options |= changes
-    components = Components(file=file, source=source, size=options["size"])
-    return FaceDataset(source=source, components=components, degradation=degradation, **options)
+    options = {"size": SIZE, "hflip_prob": 0.5, "seed": 2} | changes
+    return face_dataset(source, degradation, columns=[components_in(file)], **options)
 
 
 @pytest.mark.parametrize(
@@ -146,9 +140,9 @@ def official(kind):
 def test_the_official_file_goes_by_the_number(tmp_path, root, kind):
     torch.save(official(kind), tmp_path / "FFHQ_eye_mouth_landmarks_512.pth")
     (root / "00001.png").unlink()
-    theirs = Components(file=str(tmp_path / "FFHQ_eye_mouth_landmarks_512.pth"), source=ImageFolder(root=str(root)), size=SIZE)
+    theirs = bound(components_in(tmp_path / "FFHQ_eye_mouth_landmarks_512.pth"), ImageFolder(root=str(root)), size=SIZE)
     expected = torch.tensor(PLACES[[0, 2, 3]] / 2, dtype=torch.float32)
-    assert torch.equal(torch.stack([theirs.of(index, False) for index in range(3)]), expected)
+    assert torch.equal(torch.stack([theirs.of(picture(index), DRAWS) for index in range(3)]), expected)
 
 
 def test_a_file_that_wants_code_to_be_run_is_refused(tmp_path):
@@ -210,11 +204,12 @@ def test_rows_of_a_table_go_by_their_number(root, tmp_path):
     table = Bytes(ImageFolder(root=str(root)))
     file = write(tmp_path / "rows.csv", ["0", "1", "2", "3"], PLACES)
     assert torch.equal(
-        Components(file=file, source=table, size=SIDE).of(3, False), torch.tensor(PLACES[3], dtype=torch.float32)
+        bound(components_in(file), table, size=SIDE).of(picture(3, size=SIDE), DRAWS),
+        torch.tensor(PLACES[3], dtype=torch.float32),
     )
     (root / "00003.png").unlink()
     with pytest.raises(ValueError, match=r"is of 4 images and data\.root holds 3, which have no names"):
-        Components(file=file, source=Bytes(ImageFolder(root=str(root))), size=SIDE)
+        bound(components_in(file), Bytes(ImageFolder(root=str(root))), size=SIDE)
 
 
 def test_settings_under_which_they_would_be_elsewhere_are_refused(root, file, shade):
@@ -255,3 +250,8 @@ def test_bfloat16_would_round_them(root, file, shade):
     data.trainer = type("Trainer", (), {"precision": "bf16-true", "global_step": 0, "accumulate_grad_batches": 1})()
     with pytest.raises(ValueError, match=r"trainer\.precision=bf16-true would round data\.components to 2 px"):
         data.train_dataloader()
+
+
+def test_data_and_models_mean_the_same_parts_in_the_same_order():
+    """Two constants, for neither room may import the other."""
+    assert PARTS == PARTS_OF_MODELS

@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from data.columns.codes import CodeFile, read
-from data.faces import center_crop
+from data.cutting import center_crop
 from data.images import to_tensor
 from data.prepare.__main__ import COMMANDS
 from data.prepare.jobs.arguments import main

@@ -13,6 +13,7 @@ from data.prepare.components import components
 from data.prepare.landmarks import TEMPLATE, affine, similarity
 from data.sources.files import ImageFolder
 from tests.data.prepare.conftest import LANDMARKS, textured, write
+from tests.data.samples import DRAWS, bound, picture
 
 LEFT, RIGHT, _, *CORNERS = affine(similarity(LANDMARKS, TEMPLATE), LANDMARKS)  # of the portrait, to about 3 px
 EXPECTED = np.array([LEFT, RIGHT, np.mean(CORNERS, axis=0)])
@@ -63,9 +64,14 @@ def test_faces_are_found_and_others_named(prepare, faces, tmp_path):
     np.testing.assert_allclose(plain[:, :2], EXPECTED, atol=4)
     np.testing.assert_allclose(plain[:, 2], [25.6, 25.6, 66], atol=2)
     np.testing.assert_allclose(small * 2, plain, atol=1)
-    as_trained = Components(file=str(out / "components.csv"), source=ImageFolder(root=str(kept(faces, found))), size=64)
-    np.testing.assert_allclose(as_trained.of(0, True), mirrored / 8, atol=0.2)  # 1.6 px at 512
-    np.testing.assert_allclose(as_trained.of(2, False), small / 4, rtol=1e-5)
+    as_trained = column(out, ImageFolder(root=str(kept(faces, found))), 64)
+    np.testing.assert_allclose(as_trained.of(picture(0, mirrored=True), DRAWS), mirrored / 8, atol=0.2)  # 1.6 px at 512
+    np.testing.assert_allclose(as_trained.of(picture(2), DRAWS), small / 4, rtol=1e-5)
+
+
+def column(out, source, size):
+    """As a run with data.components finds them."""
+    return bound(Components(key="data.components", path=str(out / "components.csv")), source, size=size)
 
 
 def kept(root, found):
@@ -103,8 +109,8 @@ def test_an_archive_in_two_parts(prepare, faces, tmp_path):
     kept(faces, ["a.png", "mirrored.png"])
     contents = read(str(tmp_path / "out" / "components.csv"))
     assert contents.names == ["inside/a.png", "inside/mirrored.png"]
-    theirs = Components(file=str(tmp_path / "out" / "components.csv"), source=ImageFolder(root=str(faces)), size=512)
-    assert torch.equal(theirs.of(1, False), torch.tensor(contents.components[1], dtype=torch.float32))
+    theirs = column(tmp_path / "out", ImageFolder(root=str(faces)), 512)
+    assert torch.equal(theirs.of(picture(1, size=512), DRAWS), torch.tensor(contents.components[1], dtype=torch.float32))
 
 
 def test_other_faces_of_the_same_names_are_refused_and_other_sizes_are_not(prepare, portrait, tmp_path):
@@ -117,7 +123,7 @@ def test_other_faces_of_the_same_names_are_refused_and_other_sizes_are_not(prepa
     assert prepare("landmarks", f"root={tmp_path / 'faces'}", f"out={out}")[0] == 0
 
     def trained_on(folder):
-        return Components(file=str(out / "components.csv"), source=ImageFolder(root=str(tmp_path / folder)), size=64)
+        return column(out, ImageFolder(root=str(tmp_path / folder)), 64)
 
     for folder in ("faces", "small", "blurred"):
         trained_on(folder)

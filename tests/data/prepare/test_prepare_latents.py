@@ -9,12 +9,13 @@ import torch
 from PIL import Image
 
 from data.columns.latents import Latents
-from data.faces import center_crop
+from data.cutting import center_crop
 from data.images import to_tensor
 from data.prepare.__main__ import COMMANDS
 from data.prepare.jobs.arguments import main
 from data.sources.files import ImageFolder
 from models.diffusion.stable_diffusion import VAE, load, load_autoencoder
+from tests.data.samples import DRAWS, bound, picture
 from tests.models.diffusion.test_stable_diffusion import official_state, toy, write_folder
 from tests.toy import write_photographs
 
@@ -40,9 +41,9 @@ def made(tmp_path_factory):
     return folder / "latents"
 
 
-def latents(made, **changes):
-    source = ImageFolder(root=str(made.parent / "photographs"))
-    return Latents(**{"key": "data.latents", "folder": str(made), "source": source, "size": SIZE} | changes)
+def latents(made, source=None, size=SIZE):
+    source = source or ImageFolder(root=str(made.parent / "photographs"))
+    return bound(Latents(key="data.latents", path=str(made)), source, size=size)
 
 
 def photo(made, number):
@@ -54,7 +55,7 @@ def test_they_are_what_the_autoencoder_gives(made):
     for number in (0, 4):
         with torch.no_grad():
             wanted = load(made.parent / "sd", prediction="eps").moments(to_tensor(photo(made, number))[None])[0]
-        assert torch.equal(of.of(number, photo(made, number), "it"), wanted)
+        assert torch.equal(of.of(picture(number, photo(made, number)), DRAWS), wanted)
         assert wanted.shape == (8, 8, 8)
 
 
@@ -63,14 +64,14 @@ def test_a_copy_at_the_training_size_has_the_same(made, tmp_path):
     for number in (1, 3):
         Image.fromarray(photo(made, number)).save(tmp_path / "packed" / f"{number:02d}.bmp")
     packed = latents(made, source=ImageFolder(root=str(tmp_path / "packed")))
-    assert torch.equal(packed.of(1, photo(made, 3), "it"), latents(made).of(3, photo(made, 3), "it"))
+    assert torch.equal(packed.of(picture(1, photo(made, 3)), DRAWS), latents(made).of(picture(3, photo(made, 3)), DRAWS))
 
 
 def test_what_does_not_fit_is_refused(made, tmp_path):
     with pytest.raises(ValueError, match=r"is of images at 64 px, and data.size=128: make another one"):
         latents(made, size=128)
     with pytest.raises(ValueError, match=r"is of other pixels than it: run python -m data.prepare latents"):
-        latents(made).of(0, photo(made, 1), "it")
+        latents(made).of(picture(0, photo(made, 1)), DRAWS)
     write_photographs(tmp_path / "more", count=7)
     with pytest.raises(ValueError, match=r"other images than the 7 of data.root: 2 are not in it \(05.png, 06.png\)"):
         latents(made, source=ImageFolder(root=str(tmp_path / "more")))
@@ -78,7 +79,7 @@ def test_what_does_not_fit_is_refused(made, tmp_path):
     broken = shutil.copytree(made, tmp_path / "latents")
     (broken / "02.safetensors").write_bytes(b"half")
     with pytest.raises(ValueError, match=r"02.safetensors, the latent of it, can't be read"):
-        latents(broken).of(2, photo(broken, 2), "it")
+        latents(broken).of(picture(2, photo(broken, 2)), DRAWS)
     (broken / "latents.json").unlink()
     with pytest.raises(
         ValueError, match=r"has no latents.json that can be read .* run python -m data.prepare latents to its end"

@@ -10,9 +10,10 @@ import pytest
 from torch.utils.data import DataLoader
 
 from data.sources.archives import Shards, TarImages, ZipImages, expand_braces, sample_of
-from data.sources.files import FileList, ImageFolder, Named, Part, Source
+from data.sources.files import FileList, ImageFolder
 from data.sources.lmdb_images import LmdbImages
 from data.sources.opening import open_images
+from data.sources.source import Named, Part, Source
 
 
 def write_tar(path, files):

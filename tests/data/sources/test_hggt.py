@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 from PIL import Image
 
-from data.augmentation import Augmentation
-from data.faces import FaceDataset
 from data.images import UnreadableImage
 from data.order import image_at
 from data.sources.hggt import Groups, majority
 from losses.weighted import Loss
+from tests.data.samples import face_dataset
 from tests.toy import TINY_NETWORK, TINY_RUN
+from train.jobs.config import plain
+from train.runs.building import build
 from train.runs.curves import read_rows
 
 ROOT = Path(__file__).parents[3]
@@ -77,11 +77,8 @@ class Kept:
 
 def samples(root, negatives=True, **changes):
     groups = Groups(root=str(root), negatives=negatives)
-    options = {"degradation": Kept(), "augmentation": Augmentation(transforms={}), "size": 16, "crop": "random"}
-    options |= {"hflip_prob": 0.5, "seed": 3, "codes": None, "components": None, "latents": None, "real": None}
-    options |= {"condition_latents": None}
-    options |= {"on_error": "raise", "keep_decoded": False}
-    return FaceDataset(source=groups, targets=groups.targets, negatives=groups.negatives, **(options | changes))
+    options = {"degradation": Kept(), "crop": "random", "hflip_prob": 0.5, "seed": 3} | changes
+    return face_dataset(groups, targets=groups.targets, negatives=groups.negatives, **options)
 
 
 def version(image, lq):
@@ -175,8 +172,8 @@ def test_a_degradation_on_the_device_leaves_them_to_it(hggt, shade):
 def data_of(root, *overrides):
     small = ["degradation=demo", "data.size=16", "data.num_workers=0", "data.batch_size=4", "data.val_images=2"]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = compose("train", overrides=["data=hggt", f"data.root={root}", *small, *overrides]).data
-    data = instantiate(config, _convert_="all")
+        config = compose("train", overrides=["data=hggt", f"data.root={root}", *small, *overrides])
+    data = build(plain(config.data, resolve=True))
     data.faces.degradation = data.fixed.degradation = Kept()
     return data
 
@@ -196,9 +193,9 @@ def test_workers_change_nothing_and_all_are_turned_alike(hggt):
 
 def test_the_last_groups_are_held_out_with_their_first_positive(hggt):
     data = data_of(hggt, "data.source.negatives=true")
-    assert [Path(data.faces.source.name(index)).stem for index in range(2)] == ["a", "b"]
-    assert numbers(data.faces.targets) == [POSITIVE["a"], POSITIVE["b"]]
-    assert numbers(data.faces.negatives) == [NEGATIVE["a"], NEGATIVE["b"]]
+    assert [Path(data.faces.images.source.name(index)).stem for index in range(2)] == ["a", "b"]
+    assert numbers(data.faces.images.targets) == [POSITIVE["a"], POSITIVE["b"]]
+    assert numbers(data.faces.images.negatives) == [NEGATIVE["a"], NEGATIVE["b"]]
     c, e = data.val_dataloader()
     np.testing.assert_array_equal((c["lq"][0] * 255).round(), original("c").transpose(2, 0, 1))
     assert (version(c["hq"], c["lq"]), version(e["hq"], e["lq"])) == (0, 2)
@@ -208,7 +205,7 @@ def test_the_last_groups_are_held_out_with_their_first_positive(hggt):
 def test_a_root_of_the_same_form_to_validate_on(hggt, tmp_path):
     write(tmp_path / "val", {"b": VOTES["b"]}, of_set="")
     data = data_of(hggt, f"data.val_root={tmp_path / 'val'}")
-    assert len(data.faces.source) == 3
+    assert len(data.faces.images.source) == 3
     (b,) = data.val_dataloader()
     assert version(b["hq"], b["lq"]) == 1
 

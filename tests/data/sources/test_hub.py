@@ -15,12 +15,11 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 import data.sources.hub
-from data.augmentation import Augmentation
-from data.faces import FaceDataset, FixedFaces
 from data.order import PositionSampler
-from data.sources.files import Blocked, Part, Source
 from data.sources.hub import ArrowImages, FileImages, ParquetImages, hugging_face
 from data.sources.opening import open_images
+from data.sources.source import Blocked, Part, Source
+from tests.data.samples import face_dataset, fixed_faces
 
 OPTIONS = {"subset": None, "split": "train", "column": "image", "revision": None, "groups_mixed": 1}
 
@@ -96,24 +95,7 @@ def addresses(server):
 
 
 def samples(source, shade, count, start=0, workers=0):
-    dataset = FaceDataset(
-        source=source,
-        targets=None,
-        negatives=None,
-        codes=None,
-        components=None,
-        latents=None,
-        condition_latents=None,
-        real=None,
-        degradation=shade,
-        augmentation=Augmentation(transforms={}),
-        size=16,
-        crop="random",
-        hflip_prob=0.5,
-        seed=4,
-        on_error="raise",
-        keep_decoded=False,
-    )
+    dataset = face_dataset(source, shade, crop="random", hflip_prob=0.5, seed=4)
     order = PositionSampler(start=start, batch_size=2, rank=0, world=1)
     batches = islice(DataLoader(dataset, batch_sampler=order, num_workers=workers), count)
     return [lq for batch in batches for lq in batch["lq"].numpy()]
@@ -178,10 +160,9 @@ def test_streaming_fetches_only_the_row_groups_it_needs(server):
 
 def test_the_fixed_set_streams_too(server, shade):
     whole = ParquetImages(files=addresses(server), column="image", groups_mixed=1)
-    fixed = FixedFaces(
-        source=Part(whole=whole, start=14, stop=17),
-        targets=None,
-        degradation=shade,
+    fixed = fixed_faces(
+        Part(whole=whole, start=14, stop=17),
+        shade,
         degradations_per_image=1,
         size=None,
         seed=0,

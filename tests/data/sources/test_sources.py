@@ -4,7 +4,8 @@ import pytest
 
 from data.images import decode
 from data.sources.bundled import TRAINING, BundledPhotographs
-from data.sources.files import ImageFolder, Part, Source
+from data.sources.files import ImageFolder
+from data.sources.source import Part, Source
 
 
 def test_folder_is_sorted_by_relative_path_and_knows_images(tmp_path):
