@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.toy import write_photographs
+from train.jobs.cli import compose, register_resolvers
+from train.jobs.config import check
 
 Cli = Callable[..., tuple[int, str]]
 
@@ -137,6 +139,13 @@ def test_a_mistake_is_refused_and_named(cli: Cli, tmp_path: Path, typed: str, ex
     assert expected in printed
     assert all(line.startswith("error: ") for line in printed.splitlines()), printed
     assert not any(tmp_path.iterdir()), "a refused run leaves nothing behind"
+
+
+def test_a_degradation_that_given_lqs_leave_aside_is_no_mistake() -> None:
+    register_resolvers()
+    checked = check(compose(["model=swinir_ffhq", "data=pairs", "data.root=LQ", "data.target_root=HQ"]))
+    assert checked["degradation"]["operators"]
+    assert checked["data"]["degradation"] is None
 
 
 def test_the_list_is_long_enough() -> None:

@@ -46,8 +46,9 @@ RUN: dict[str, Any] = {
     "init.prior": str | None,
     "ema_decay": Annotated[float, Interval(ge=0, lt=1)] | None,
 }
-# Groups that the run builds itself; the others reach it through the task, or through a node that names them.
-BUILT = {"task", "data", "trainer", "logger", "checkpoint", "guard"}
+# Groups that the run builds itself; the others reach it through the task, or through a node that names them. degradation is
+# always there, and data that brings its LQs (data=pairs) leaves it aside.
+BUILT = {"task", "data", "degradation", "trainer", "logger", "checkpoint", "guard"}
 
 # Ranges that the classes of other libraries do not state.
 RANGES: dict[str, Any] = {
