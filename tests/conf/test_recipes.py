@@ -74,7 +74,7 @@ def test_a_choice_trains_two_updates(cli: Cli, tmp_path: Path, monkeypatch: pyte
     photographs = write_photographs(tmp_path / "photographs")
     arguments = [f"data.root={photographs}", *TOY, "validation.lpips=null", "checkpoint.every_n_steps=1"]
     if group not in ("model", "experiment"):
-        arguments = ["experiment=demo", f"{group}={name}", *TINY_RUN, "data.batch_size=2", *TINY_NETWORK]
+        arguments = ["experiment=demo", "data=folder", f"{group}={name}", *arguments]
         if group == "adversary":
             kind = "hinge" if name == "patch" else "vanilla"
             of = f"kind: {kind}, of: image, adaptive_at: null"

@@ -3,14 +3,13 @@
 import fcntl
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.toy import ROOT, TINY_DATA, TINY_NETWORK, TINY_RUN, write_photographs
+from tests import warm
+from tests.toy import TINY_DATA, TINY_NETWORK, TINY_RUN, write_photographs
 from train.runs.rundir import lock, release
 from train.signals import Signals, stop_signal
 
@@ -35,22 +34,17 @@ def test_a_signal_to_the_whole_process_group_with_data_workers(tmp_path: Path) -
     root = f"data.root={write_photographs(tmp_path / 'photographs')}"
     tiny = [*TINY_NETWORK, *TINY_DATA, *TINY_RUN, "validation.lpips=null", "schedule=constant", "data.num_workers=2"]
     long = ["trainer.max_steps=100000", "trainer.val_check_interval=100000", "checkpoint.every_n_steps=20", "name=run"]
-    run = subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), "experiment=demo", "data=folder", *tiny, root, *long],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    command, printed, errors = ["experiment=demo", "data=folder", *tiny, root, *long], tmp_path / "printed", tmp_path / "errors"
+    run = warm.start(command, cwd=tmp_path, stdout=printed, stderr=errors, environment={})
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("runs/run/checkpoints/step_*.ckpt")) and time.monotonic() < deadline:
         time.sleep(0.05)
+    assert run.pid is not None
     os.killpg(run.pid, signal.SIGTERM)
-    printed, errors = run.communicate(timeout=60)
-    assert run.returncode == 75, errors
-    assert "SIGTERM: everything up to update" in printed
-    assert "Traceback" not in errors
+    run.join(60)
+    assert run.exitcode == 75, errors.read_text()
+    assert "SIGTERM: everything up to update" in printed.read_text()
+    assert "Traceback" not in errors.read_text()
 
 
 def test_the_lock_has_one_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
