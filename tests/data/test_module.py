@@ -23,7 +23,7 @@ from data.module import one_thread
 from data.sources.files import ImageFolder
 from data.sources.opening import open_images
 from tests.data.samples import face_data
-from train.jobs.config import plain
+from train.jobs.config import check, plain
 from train.runs.building import build
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -301,6 +301,13 @@ def composed(name, *overrides):
 
 def test_all_configs_are_seen():
     assert {"demo", "df2k", "ffhq", "ffhqr", "hggt", "folder", "hf", "pairs"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_config_is_accepted(name):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = check(compose("train", overrides=["model=swinir_ffhq", f"data={name}", "trainer=cpu", "data.root=x"]))
+    assert config["data"]["roots"]["root"] == "x"
 
 
 def pictures(folder, size, count=4):
