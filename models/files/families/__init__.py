@@ -24,7 +24,10 @@ def find_families() -> dict[str, Family]:
     """By name, every Family that a module of this package defines; modules in the order of their names."""
     names = sorted(module.name for module in pkgutil.iter_modules(__path__))
     modules = [importlib.import_module(f"{__name__}.{name}") for name in names]
-    return {family.name: family for module in modules for family in vars(module).values() if isinstance(family, Family)}
+    found = dict.fromkeys(value for module in modules for value in vars(module).values() if isinstance(value, Family))
+    families = {family.name: family for family in found}
+    assert len(families) == len(found), f"two families have one name: {[family.name for family in found]}"
+    return families
 
 
 FAMILIES = find_families()

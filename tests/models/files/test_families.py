@@ -92,6 +92,13 @@ def test_families_stand_in_the_order_of_their_modules() -> None:
     assert list(find_families()) == ["codeformer", "vqgan", "elan", "gfpgan", "gfpgan_clean", "ircontrolnet", "swinir"]
 
 
+def test_two_families_of_one_name_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "double.py").write_text(TOY.replace('name="toy"', 'name="swinir"'))
+    monkeypatch.setattr(families, "__path__", [*families.__path__, str(tmp_path)])
+    with pytest.raises(AssertionError, match=r"two families have one name: .*'swinir'.*'swinir'"):
+        find_families()
+
+
 def test_a_further_family_is_one_further_module(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
