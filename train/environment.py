@@ -11,17 +11,17 @@ from lightning.fabric.plugins.environments import (
 
 
 def launched_from_outside() -> bool:
-    """True in a process that is one of several ranks already: of our own launch, torchrun or srun."""
+    """True in a process that somebody started as one of several ranks: train/jobs/launch.py, torchrun or srun."""
     return "LOCAL_RANK" in os.environ or in_srun()
 
 
 def in_srun() -> bool:
-    """True in a task of an srun with several; the batch script of such a job itself is none."""
+    """True in a task of an srun with several tasks. The batch script that calls srun is not one of them."""
     return int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
 
 
 def environment(nodes: int) -> ClusterEnvironment:
-    """Where Lightning reads ranks and addresses. Left to itself it takes a batch script for an srun, and waits for the others.
+    """Where Lightning reads ranks and addresses. Its own choice takes a batch script for a task of srun, and waits.
 
     Raises: ValueError: a run on several nodes was started on one of them alone.
     """

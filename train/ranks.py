@@ -1,4 +1,7 @@
-"""What the processes of one run (its ranks) tell each other, so that all of them do the same."""
+"""What the processes of one run (its ranks) tell each other, so that all of them do the same.
+
+Everything here works with one rank too, where it returns at once.
+"""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -13,11 +16,11 @@ T = TypeVar("T")
 
 
 class SaidByRankZero(Exception):
-    """Rank 0 failed with this error and says it; the other ranks end with it, silently."""
+    """Raised on the other ranks where rank 0 failed: rank 0 prints the error, and they end without a word."""
 
 
 def join(trainer: L.Trainer) -> None:
-    """Connects the ranks before anything is decided; Lightning finds the connection there later."""
+    """Connects the ranks now, as they decide things together before Lightning would connect them; it finds them connected."""
     if trainer.world_size > 1:
         trainer.strategy.setup_environment()
 
@@ -32,13 +35,13 @@ def rank() -> int:
 
 @rank_zero_only
 def say(text: str) -> None:
-    """Prints it once, whatever the number of ranks."""
+    """Prints the text, unless it is empty, on rank 0 alone."""
     if text:
         print(text, flush=True)
 
 
 def gather(value: T) -> list[T]:
-    """The values of all ranks, by rank."""
+    """The values of all ranks, in the order of ranks; any object that can be pickled."""
     if not connected():
         return [value]
     values: list[Any] = [None] * dist.get_world_size()
@@ -91,9 +94,9 @@ def average_gradients(parameters: list[nn.Parameter]) -> None:
 
 
 def decided_by_rank_zero(decide: Callable[[], T]) -> T:
-    """What `decide` returns on rank 0, where alone it runs; if it fails there, every rank ends.
+    """What `decide` returns on rank 0, the only rank that calls it.
 
-    Raises: on rank 0 what `decide` raised, SaidByRankZero on the others.
+    Raises: where `decide` fails: on rank 0 its error, SaidByRankZero on the others, so that all ranks end.
     """
     if not connected():
         return decide()

@@ -4,7 +4,7 @@ import signal
 from types import FrameType, TracebackType
 
 REQUEUE = 75  # exit code: "I was asked to end and saved everything; start me again" (EX_TEMPFAIL of sysexits.h)
-NEAR_LIMIT = (signal.SIGUSR1, signal.SIGUSR2)  # SLURM, as it was told, when the time limit is near (submitit takes the second)
+NEAR_LIMIT = (signal.SIGUSR1, signal.SIGUSR2)  # SLURM sends one when the time limit is near (submitit asks for the second)
 ASKING = (signal.SIGTERM, *NEAR_LIMIT, signal.SIGINT)
 
 
@@ -24,18 +24,18 @@ class Interrupted(Exception):
 
 
 def exit_code(signum: int) -> int:
-    """Of a process that ends as a signal asked it to: 130, as a shell says it, of Ctrl-C, or of no signal that we know."""
+    """Exit code of a process that ends because of a signal: REQUEUE, or after Ctrl-C (and any other) 130, as shells have it."""
     return REQUEUE if signum in (signal.SIGTERM, *NEAR_LIMIT) else 130
 
 
 class Signals:
-    """Within it SIGTERM, SIGUSR1, SIGUSR2 and the first Ctrl-C only leave a note, which
-    train/runs/checkpoint.py reads between updates.
+    """Inside this context SIGTERM, SIGUSR1, SIGUSR2 and the first Ctrl-C are only noted; train/runs/checkpoint.py asks for the
+    note between two updates.
 
-    Saving inside a handler would meet half an update, and a collective there would hang.
+    A handler that saved the run itself could interrupt an update half-way, and a collective inside a handler would hang.
     """
 
-    received = 0  # stays so until the outermost of them ends
+    received = 0  # the signal; 0 again when the outermost context ends
 
     def __enter__(self) -> None:
         self._before = {signum: signal.signal(signum, self._note) for signum in ASKING}
@@ -55,10 +55,10 @@ class Signals:
 
 
 class Interrupting(Signals):
-    """Within it the first of them breaks off what is under way, as Ctrl-C does by itself; stop_signal tells which it was.
+    """Inside this context the first of these signals raises KeyboardInterrupt; stop_signal tells which it was.
 
-    For work of which only the piece in hand is lost. What comes after it (`timeout` sends two) lets the last words be said; a
-    second Ctrl-C does not.
+    For work of which only the piece in hand is lost. Further signals (`timeout` sends two) don't cut off the last messages;
+    only a second Ctrl-C does.
     """
 
     @staticmethod

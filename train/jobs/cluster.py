@@ -96,7 +96,10 @@ def run_jobs(
 
 
 def _check_settled(trainer: dict[str, Any]) -> None:
-    """Raises ConfigError where the configuration asks the machine it is on, which is not the one that trains."""
+    """Raises ConfigError where a value would be read from this machine, which is not the one that trains.
+
+    Args: trainer: its node before interpolations are resolved.
+    """
     if str(trainer["precision"]).startswith("${") and trainer["accelerator"] != "cpu" and not torch.cuda.is_available():
         raise ConfigError("trainer.precision: there is no GPU here to ask; give bf16-mixed (or 32-true, 16-mixed)")
     if str(trainer["devices"]).startswith("${"):
@@ -104,7 +107,7 @@ def _check_settled(trainer: dict[str, Any]) -> None:
 
 
 def _folder(job: Job) -> Path:
-    """Of submitit's files and the logs: beside the run's folder."""
+    """For submitit's files and the logs; it lies beside the run's folder."""
     return (RUNS / job.config["name"]).with_name(f"{job.name}.slurm")
 
 
@@ -145,7 +148,7 @@ def _jobs_in_queue() -> dict[str, str]:
 
 
 def _wait(submitted: dict[str, Job], poll_s: float) -> None:
-    """Until none of them is in the queue; says what becomes of each."""
+    """Returns when none of the jobs is in the queue any more; prints every change of their states."""
     said = dict.fromkeys(submitted, "")
     while said:
         time.sleep(poll_s)
@@ -166,7 +169,7 @@ def _wait(submitted: dict[str, Job], poll_s: float) -> None:
 
 
 def _error(job: Job, number: str) -> str:
-    """What the log says of a job that ended before its last update."""
+    """Why a job ended before its last update, as its log says it."""
     logs = sorted(_folder(job).glob(f"{number}_*_log.err"))
     errors = [line for log in logs for line in log.read_text().splitlines() if line.startswith("error: ")]
     reason = errors[-1].removeprefix("error: ") if errors else "it ended before its last update"
@@ -176,8 +179,8 @@ def _error(job: Job, number: str) -> str:
 def slurm_task(config: dict[str, Any]) -> None:
     """What every task of a SLURM job runs: one rank of a run.
 
-    After the sign that the time limit is near rank 0 puts the job back into the queue. After SIGTERM it does not:
-    on a preemption SLURM does so itself, and a job that was cancelled stays so.
+    After the signal that the time limit is near, rank 0 puts the job back into the queue. After SIGTERM it does not: after a
+    preemption SLURM does so itself, and a cancelled job shall stay cancelled.
     """
     with Signals():  # in place of submitit's handlers
         try:

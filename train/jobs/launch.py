@@ -18,7 +18,8 @@ from train.signals import REQUEUE, Interrupted, Signals
 
 SCRIPT = Path(__file__).parents[2] / "train.py"
 PARENT = "FACEWRIGHT_PARENT"  # that one's id
-GRACE_S = {True: 120.0, False: 3.0}  # for the others, once one has ended: after an interruption rank 0 may still be saving
+# How long the other ranks have once one has ended badly: longer where it was asked to end, as rank 0 may still be saving.
+GRACE_S = {True: 120.0, False: 3.0}
 
 
 class Failed(Exception):
@@ -70,13 +71,13 @@ def launch(config: dict[str, Any], local_ranks: int | None = None) -> None:
 
 
 def ranks_here(config: dict[str, Any]) -> int | None:
-    """What to give `launch` where nothing else is known: the devices by number, None where they are few or not counted."""
+    """`local_ranks` for `launch`, as far as the configuration alone tells it: trainer.devices where it is a number above 1."""
     devices = config["trainer"]["devices"]
     return devices if isinstance(devices, int) and devices > 1 else None
 
 
 def _environments(local_ranks: int, nodes: int) -> list[dict[str, str]]:
-    """What Lightning's default environment reads in a process that somebody else started."""
+    """For each local rank, the environment variables in which Lightning looks for its rank and for the address of rank 0."""
     shared = {
         "MASTER_ADDR": os.environ.get("MASTER_ADDR", "127.0.0.1"),
         "MASTER_PORT": os.environ.get("MASTER_PORT") or _free_port(),
@@ -108,8 +109,8 @@ def _wait(ranks: list[subprocess.Popen[bytes]], folder: Path) -> None:
 
 
 def die_with_parent() -> None:
-    """A process that was started here does not outlive the one that started it, not even after a SIGKILL (Linux)."""
+    """Has the kernel kill this process when the one that started it dies, however that happens (Linux)."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != int(os.environ[PARENT]):  # it died before that
+    if os.getppid() != int(os.environ[PARENT]):  # the parent died before prctl
         os._exit(1)

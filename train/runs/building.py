@@ -29,7 +29,7 @@ from train.tasks.task import RestorationTask
 
 
 def recorded(config: dict[str, Any]) -> dict[str, Any]:
-    """What describes a run: config.yaml, and the configuration in its checkpoints. All of task stands in the other groups."""
+    """The configuration as config.yaml and checkpoints keep it: of the task its class alone, as the groups hold all else."""
     return {**config, "task": {"_target_": config["task"]["_target_"]}}
 
 
@@ -51,7 +51,10 @@ def effective_batch(config: dict[str, Any], trainer: L.Trainer) -> int:
 
 
 def make_task(config: dict[str, Any], trainer: L.Trainer, fresh: bool = True) -> RestorationTask:
-    """The task as the seed makes it; a fresh one has the weights of init.ckpt."""
+    """The task, its random weights drawn from the seed.
+
+    Args: fresh: false where a checkpoint is loaded afterwards; else the weights that init names are loaded here.
+    """
     L.seed_everything(config["seed"], verbose=False)
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")  # TF32
@@ -66,7 +69,7 @@ def make_task(config: dict[str, Any], trainer: L.Trainer, fresh: bool = True) ->
 
 
 def quieten() -> None:
-    """Leaves out what Lightning says about choices that were made on purpose, and its advertisements."""
+    """Silences Lightning's warnings about choices that we made on purpose, and its advertisements."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
@@ -83,7 +86,7 @@ def quieten() -> None:
 
 
 def build(node: dict[str, Any]) -> Any:
-    """The object that a node describes. What its constructor raises comes through as it is.
+    """The object that a node with `_target_` describes. What its constructor raises comes through unwrapped.
 
     A key that the class does not take is a short way to others of the node, which follow it (conf/data/ffhq.yaml): it has done
     its work. train/jobs/config.py refuses every other key.
@@ -98,7 +101,10 @@ def build(node: dict[str, Any]) -> Any:
 
 
 def make_trainer(config: dict[str, Any]) -> L.Trainer:
-    """Raises ValueError: what Lightning says of the trainer's settings."""
+    """Lightning's trainer with our callbacks, loggers and checkpoint files.
+
+    Raises: ValueError: Lightning refuses the settings; the message is its own.
+    """
     quieten()
     settings, directory = config["trainer"], RUNS / config["name"]
     # Lightning counts batches between validations; a recipe counts generator updates.
@@ -108,8 +114,8 @@ def make_trainer(config: dict[str, Any]) -> L.Trainer:
         settings["strategy"] = "ddp_find_unused_parameters_true"
     shown = {} if config["preflight"] else config["logger"]  # the numbers of a preflight are not the run's
     loggers = [CsvLogger(directory=str(directory)), *(build(node) for node in shown.values())]
-    # StepTimes comes last: the guard waits for the device, so that the backward pass is not counted as the optimizer, and the
-    # checkpoints for the other ranks, whose data may be late.
+    # StepTimes comes last, so that waiting is counted where it belongs: the guard waits for the device, which would else count
+    # the backward pass as the optimizer's, and saving waits for the other ranks, whose data may be late.
     callbacks = [build(config["guard"]), Pictures(), build(config["checkpoint"]), StepTimes(file=directory / "times.csv")]
     try:
         trainer: L.Trainer = build({**settings, "_partial_": True})(
@@ -132,11 +138,14 @@ def make_trainer(config: dict[str, Any]) -> L.Trainer:
 
 @rank_zero_only
 def prepare(config: dict[str, Any], directory: Path, trainer: L.Trainer, step: int) -> None:
-    """Writes the resolved config, and cuts logged rows of updates that will be done again."""
+    """Makes the run's folder ready for an attempt: config.yaml, no rows of updates that will be done again.
+
+    Args: step: the update that the attempt goes on from; 0 for the start.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     file = directory / "config.yaml"
     if step == 0 and file.exists() and differing_keys(saved_config(directory), config):
-        for name in ("wandb_id", "wandb_sent"):  # what another configuration sent before it failed is another run
+        for name in ("wandb_id", "wandb_sent"):  # an attempt of another configuration failed before its first checkpoint
             (directory / name).unlink(missing_ok=True)
     write_text(file, OmegaConf.to_yaml(OmegaConf.create(config)))
     (directory / "summary.json").unlink(missing_ok=True)  # of what is about to be done again, or of fewer updates

@@ -64,7 +64,7 @@ class Checkpoints(Callback):
         self._saved_at = time.monotonic()
 
     def on_train_batch_start(self, trainer: L.Trainer, task: RestorationTask, *_: Any) -> None:  # type: ignore[override]
-        """The update before is over only now: Lightning logs and validates after on_train_batch_end."""
+        """Saves what the previous update left. Only now is it over: Lightning logs and validates after on_train_batch_end."""
         if trainer.global_step != self._done_step:
             self._update_done(trainer, task)
 
@@ -74,7 +74,7 @@ class Checkpoints(Callback):
 
     def _update_done(self, trainer: L.Trainer, task: RestorationTask, last: bool = False) -> None:
         step = self._done_step = trainer.global_step
-        best = self._is_best(task, step)  # in any case: it takes note
+        best = self._is_best(task, step)  # called in any case, as it keeps the list of the best
         due = best or last or step % self.every_n_steps == 0
         due = due or (self.every_s is not None and time.monotonic() - self._saved_at >= self.every_s)
         signum, save = ranks.highest([stop_signal(), int(due)], trainer.strategy.root_device)
@@ -87,7 +87,7 @@ class Checkpoints(Callback):
             raise interrupted
 
     def _is_best(self, task: RestorationTask, step: int) -> bool:
-        """True when the validation of this very update is among the best; takes note of it."""
+        """True when this update has a validation that is among the best; enters it into the list."""
         value = task.validated.get(self.monitor) if task.validated_step == step else None
         if not self.keep_best or value is None or value != value:
             return False
@@ -110,13 +110,13 @@ class Checkpoints(Callback):
             self._tidy(path.parent)
 
     def _tidy(self, folder: Path) -> None:
-        """best.ckpt, and no more files than were asked for."""
+        """Points best.ckpt at the best, and deletes checkpoints that are neither among the newest nor among the best."""
         files = {step_of(path): path for path in step_files(folder)}
         best = [files[step] for _, step in self.best if step in files]
         if best:
             link(best[0], "best.ckpt")
         else:
-            (folder / "best.ckpt").unlink(missing_ok=True)  # of updates that were taken back
+            (folder / "best.ckpt").unlink(missing_ok=True)  # the run went back to an update before all of them
         for path in list(files.values())[: -self.keep]:
             if path not in best:
                 path.unlink()
@@ -133,7 +133,7 @@ def step_of(path: Path) -> int:
 
 
 def link(path: Path, name: str) -> None:
-    """`name` beside path becomes the same file, changing from one whole file to the next."""
+    """Makes `name` beside path a hard link to it. At any moment the name stands for one whole file."""
     target, temporary = path.with_name(name), path.with_name(f"{name}.tmp")
     if target.exists() and target.samefile(path):
         return  # a rename between two names of one file would leave both
@@ -156,7 +156,7 @@ def sha256_of(path: Path) -> str:
 
 
 class _Hashed:
-    """What torch.save needs of a file; the SHA-256 comes along, and so does an error that torch would hide."""
+    """A file for torch.save that computes the SHA-256 of what is written, and keeps the OSError that torch would hide."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file, self.sha256 = file, hashlib.sha256()
@@ -190,7 +190,7 @@ class AtomicFiles(CheckpointIO):
                 torch.save(checkpoint, cast(IO[bytes], hashed))
                 file.flush()
                 os.fsync(file.fileno())
-            path.unlink(missing_ok=True)  # after going back, an update is saved again: no file meets another's checksum
+            path.unlink(missing_ok=True)  # an update that is saved again: the old file must not stand beside the new checksum
             write_text(checksum_file(path), f"{hashed.sha256.hexdigest()}  {path.name}\n")
             os.replace(temporary, path)
             _sync(path.parent)
@@ -221,7 +221,7 @@ def _sync(folder: Path) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The contents, tensors left on disk until they are read; nothing in the file is run.
+    """The contents of a checkpoint. Tensors stay on disk until they are read, and no code in the file is executed.
 
     Raises: ValueError: this is no whole checkpoint of a run.
     """
@@ -252,9 +252,9 @@ def damage(path: Path) -> str | None:
 
 
 def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
-    """The checkpoint to go on from, and what was found broken and set aside on the way to it, a sentence each.
+    """The checkpoint to go on from, and a sentence for each broken one, which is renamed to NAME.brokenN.
 
-    The newest step_N.ckpt that is whole; last.ckpt only where it is all there is.
+    It is the newest whole step_N.ckpt, or last.ckpt where there is no other file.
     """
     news = []
     for stray in folder.glob("*.tmp"):

@@ -10,7 +10,7 @@ import torch
 
 from train.errors import ran_out
 
-# Function on the way to the error -> what the run was doing; the first that is there counts.
+# Function in the traceback -> what the run was doing. The first one of this table that is found counts.
 PLACES = {
     "validation_step": "validation",
     "on_save_checkpoint": "writing a checkpoint",
@@ -24,7 +24,7 @@ PLACES = {
 
 @contextmanager
 def out_of_memory_explained(config: dict[str, Any], trainer: L.Trainer) -> Iterator[None]:
-    """Raises ValueError with the advice below where memory ran out within it; other errors pass."""
+    """Turns an error that says that memory ran out into a ValueError with the advice below; other errors pass."""
     try:
         yield
     except (RuntimeError, MemoryError, OSError) as error:
@@ -56,7 +56,7 @@ def memory_advice(error: BaseException, config: dict[str, Any], trainer: L.Train
 
 
 def _training_fixes(config: dict[str, Any], trainer: L.Trainer) -> Iterator[tuple[str, str]]:
-    """(overrides, what they cost), the same result before another, less time lost before more."""
+    """(overrides, what they cost): first those that keep the result, and of these the fastest."""
     data, batch, accumulate = config["data"], config["data"]["batch_size"], config["trainer"]["accumulate_grad_batches"]
     devices, on_gpu = trainer.num_devices, trainer.strategy.root_device.type == "cuda"
     if on_gpu and trainer.num_nodes == 1 and batch % 2 == 0 and torch.cuda.device_count() >= 2 * devices:

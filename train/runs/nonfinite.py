@@ -1,4 +1,4 @@
-"""What stops a run before it does harm: numbers that are not finite."""
+"""Numbers that are not finite: an update that has them is skipped, and too many in a row end the attempt."""
 
 from typing import Annotated, Any
 
@@ -62,12 +62,12 @@ class NonFiniteGuard(Callback):
         found = {name: where for name, where in found.items() if where}
         task.skip_update = bool(found)
         scaler = getattr(trainer.precision_plugin, "scaler", None)
-        scaled = scaler is not None and scaler.get_scale() >= 1  # below it, scaling is not what makes them infinite
+        scaled = scaler is not None and scaler.get_scale() >= 1  # a smaller scale can't be what makes them infinite
         if not found or (scaled and set(found) == {"the gradient"}):
             self.in_a_row = 0
             return
         for parameter in parameters:
-            parameter.grad = None  # an optimizer passes over parameters without one, momentum and decay included
+            parameter.grad = None  # optimizers pass over a parameter without gradient: no momentum, no weight decay
         self.in_a_row += 1
         self.skipped += 1
         self._report(trainer, found)
@@ -86,7 +86,7 @@ class NonFiniteGuard(Callback):
 
 
 def trained(trainer: L.Trainer) -> list[nn.Parameter]:
-    """Everything that an update changes, discriminators included."""
+    """All parameters that optimizers train, those of discriminators included."""
     return [p for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]]
 
 
@@ -100,7 +100,8 @@ def _any_nonfinite(tensors: list[Tensor]) -> Tensor:
 
 
 def leave_signals_to_us(trainer: L.Trainer) -> None:
-    """Lightning's handlers talk to the other ranks from inside a signal handler, and it asks rank 0 before every batch."""
+    """Turns off Lightning's handlers, which talk to other ranks inside a signal handler, and its question to rank 0 before
+    every batch."""
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     epoch_loop: Any = trainer.fit_loop.epoch_loop
     epoch_loop._broadcast_sigterm_tensor = lambda: None

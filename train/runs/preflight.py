@@ -1,6 +1,6 @@
-"""preflight=true: does this configuration fit, how fast is it, and how long will the run take?
+"""preflight=true: does this configuration fit into memory, how fast is it, and how long will the run take?
 
-A few updates of the run itself on its own data, one validation and one checkpoint, in a folder that is removed afterwards.
+A few updates of the run on its own data, one validation and one checkpoint are done, in a folder that is removed afterwards.
 """
 
 import shutil
@@ -27,11 +27,11 @@ from train.signals import Interrupted, stop_signal
 from train.tasks.task import RestorationTask
 
 FEWEST = 3  # updates, the first of which warms up
-BUDGET_S = 60.0  # no update starts later, but for the fewest
+BUDGET_S = 60.0  # after that no further update starts, once the fewest are done
 
 
 class Measure(Callback):
-    """Times what StepTimes leaves out, and ends the updates after BUDGET_S. The last callback: it comes after the others."""
+    """Times what StepTimes leaves out, and ends the updates after BUDGET_S. It must be the last callback."""
 
     def __init__(self, times: StepTimes) -> None:
         self.times = times
@@ -44,7 +44,7 @@ class Measure(Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         if self.times.updates == len(self.sums) - 1:
-            return  # a part of an accumulated update
+            return  # a micro-batch in the middle of an update
         self.sums.append(dict(self.times.run))
         late = self.times.updates >= FEWEST and time.perf_counter() - self._began > BUDGET_S
         signum, stop = ranks.highest([stop_signal(), int(late)], trainer.strategy.root_device)
@@ -114,7 +114,7 @@ def shortened(config: dict[str, Any]) -> tuple[dict[str, Any], int]:
 
 
 def count_activations(task: RestorationTask) -> dict[int, int]:
-    """Address -> bytes of what the task's next training step keeps for its backward pass; empty until then."""
+    """Address -> bytes of every tensor that the next training step keeps for its backward pass; empty until that step."""
     step, found = task.training_step, dict[int, int]()
 
     def training_step(*arguments: Any) -> Any:
@@ -128,7 +128,7 @@ def count_activations(task: RestorationTask) -> dict[int, int]:
 
 @contextmanager
 def saved_storages(module: nn.Module, found: dict[int, int]) -> Iterator[None]:
-    """Notes address -> bytes of each storage that autograd saves meanwhile, but for parameters and buffers."""
+    """Adds address -> bytes of each storage that autograd saves inside the context, parameters and buffers left out."""
     own = {tensor.untyped_storage().data_ptr() for tensor in (*module.parameters(), *module.buffers())}
 
     def pack(tensor: Tensor) -> Tensor:

@@ -13,11 +13,12 @@ from train.runs.rundir import RUNS, read_summary, saved_config, set_aside, write
 
 
 def choose_checkpoint(config: dict[str, Any], directory: Path, back_to: Path | None = None) -> Path | None:
-    """The checkpoint to continue from, or None for a fresh start. An older run in the folder is moved aside, not deleted.
+    """The checkpoint to continue from, or None for a start at update 0. A previous run in the folder is renamed, not deleted.
 
-    A job that SLURM starts again goes on from what it saved: `never` and PATH were obeyed the first time.
+    A job that SLURM starts again goes on from what it saved itself: it obeyed resume=never or resume=PATH the first time.
 
-    Args: back_to: a checkpoint that the run itself goes back to, whatever the command says.
+    Args:   back_to: the checkpoint that a diverged run returns to, whatever `resume` says.
+    Raises: ValueError, FileNotFoundError: no checkpoint can be used as the command wants it; the message says what to do.
     """
     resume, folder = config["resume"], directory / "checkpoints"
     if back_to:
@@ -31,7 +32,7 @@ def choose_checkpoint(config: dict[str, Any], directory: Path, back_to: Path | N
         if last or any(folder.glob("*.broken*")):
             say(f"resume=never: the run before is kept as {set_aside(directory, 'old')}")
         return None
-    if saved:  # without one nothing was trained here: an attempt that failed at once does not bind the next
+    if saved:  # without a checkpoint nothing was trained here, and any configuration may start
         different = differing_keys(saved_config(directory), config)
         if different:
             raise ValueError(
@@ -55,7 +56,7 @@ def choose_checkpoint(config: dict[str, Any], directory: Path, back_to: Path | N
 
 
 def _go_back_to(checkpoint: Path, folder: Path) -> Path:
-    """Sets aside what the run saved later than this checkpoint."""
+    """Renames the checkpoints that the run saved after this one, which it will make again."""
     step = load(checkpoint)["global_step"]
     for later in (path for path in step_files(folder) if step_of(path) > step):
         say(f"{later} is later than {checkpoint} and is kept as {set_aside(later, 'aside').name}")
@@ -108,7 +109,7 @@ def is_finished(config: dict[str, Any]) -> bool:
 
 
 def last_good(folder: Path) -> Path | None:
-    """The newest whole checkpoint that was not written between updates that were not finite."""
+    """The newest whole checkpoint that was not written in the middle of a row of skipped updates."""
     whole = (path for path in reversed(step_files(folder)) if not damage(path))
     return next((path for path in whole if not load(path)["callbacks"]["NonFiniteGuard"]["in_a_row"]), None)
 

@@ -78,7 +78,10 @@ def attempt(config: dict[str, Any], trainer: L.Trainer, directory: Path, back_to
 
 
 def go_back(config: dict[str, Any], directory: Path, error: Diverged) -> None:
-    """A second attempt from the last checkpoint, whose weights are good; the same happening again is the end."""
+    """A second attempt, from the last checkpoint with good weights.
+
+    Raises: FloatingPointError: there is none, or this attempt diverges too; and what `run` raises.
+    """
     advice = (
         f"lower optimizer.lr (now {config['optimizer']['lr']:g}), set trainer.gradient_clip_val=1, or trainer.precision=32-true"
     )
@@ -93,7 +96,7 @@ def go_back(config: dict[str, Any], directory: Path, error: Diverged) -> None:
 
 
 def announce(config: dict[str, Any], task: RestorationTask, trainer: L.Trainer, checkpoint: Path | None) -> None:
-    """What is about to run, in two lines."""
+    """Says in two lines what is about to run."""
     batch, accumulate = config["data"]["batch_size"], trainer.accumulate_grad_batches
     parameters = sum(p.numel() for p in task.network.parameters()) / 1e6
     say(
@@ -110,7 +113,7 @@ def announce(config: dict[str, Any], task: RestorationTask, trainer: L.Trainer, 
 
 @rank_zero_only
 def write_summary(task: RestorationTask, trainer: L.Trainer, directory: Path) -> None:
-    """summary.json and curves.png, and a last word on what lies where."""
+    """Writes summary.json and curves.png, and says what was reached and where it lies."""
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     times = next(callback for callback in callbacks if isinstance(callback, StepTimes))
     guard = next(callback for callback in callbacks if isinstance(callback, NonFiniteGuard))

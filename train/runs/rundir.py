@@ -1,4 +1,4 @@
-"""A run's folder: one process at a time, one configuration, and the checkpoint that an attempt goes on from."""
+"""A run's folder: its lock, its configuration and summary, and files that are written whole or not at all."""
 
 import fcntl
 import json
@@ -15,7 +15,7 @@ LOCK_WAIT_S = 5.0  # an attempt that was just killed may still be going down
 
 
 def lock(directory: Path) -> TextIO:
-    """Held until the process ends, however it ends, or until `release`.
+    """Locks a run's folder. The lock is held until the process ends, however it ends, or until `release`.
 
     Raises: ValueError: another process trains here; the message says which.
     """
@@ -25,10 +25,10 @@ def lock(directory: Path) -> TextIO:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+")
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process alone: its data workers don't inherit it
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # belongs to this process alone: data workers don't inherit it
             if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 break
-            file.close()  # who had it removed it
+            file.close()  # the process that held it deleted it meanwhile
         except (BlockingIOError, PermissionError):
             if time.monotonic() > deadline:
                 file.seek(0)
@@ -45,7 +45,7 @@ def lock(directory: Path) -> TextIO:
 
 
 def release(file: TextIO, directory: Path) -> None:
-    """Gives the lock back; where nothing was written, nothing is left."""
+    """Gives the lock back. Where the run wrote nothing, the lock's file and empty folders go too."""
     if not directory.exists():
         Path(file.name).unlink()
         for folder in (directory.parent, *directory.parent.parents):
@@ -68,7 +68,7 @@ def set_aside(path: Path, suffix: str) -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
-    """As write_bytes."""
+    """As write_bytes, in UTF-8."""
     write_bytes(path, text.encode())
 
 

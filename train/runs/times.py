@@ -14,10 +14,10 @@ PARTS = ("data_wait_s", "forward_backward_s", "optimizer_s")
 class StepTimes(Callback):
     """Mean seconds of each part of an update since the last row, in a file of its own and as time/… in TensorBoard and W&B.
 
-    metrics.csv has none of it, so that two runs of the same numbers have the same rows. Validation and saving are left out.
-    On a GPU the optimizer's kernels are counted with what waits for them next.
+    They are not in metrics.csv, so that runs with the same results have the same rows there. Validation and saving are left
+    out. On a GPU the optimizer's kernels count towards whatever waits for them next.
 
-    Args: file: a row each log_every_n_steps updates; several attempts at a run follow each other in it.
+    Args: file: gets a row every log_every_n_steps updates; further attempts at a run append to it.
     """
 
     def __init__(self, *, file: Path) -> None:
@@ -71,7 +71,7 @@ class StepTimes(Callback):
         self.row = dict.fromkeys(PARTS, 0.0)
 
     def sentence(self) -> str:
-        """`an update took … s: data wait …`, over this attempt; empty before the first update."""
+        """How long an update took, mean over this attempt; empty before the first update."""
         if not self.updates:
             return ""
         wait, compute, optimizer = (self.run[part] / self.updates for part in PARTS)
