@@ -85,7 +85,7 @@ class Ours:
         from models.diffusion.diffbir import DiffBIR
         from models.diffusion.ircontrolnet import IRControlNet
         from models.diffusion.schedule import NoiseSchedule
-        from train.tasks.control import Diffusion
+        from train.tasks.diffusion import Diffusion
 
         torch.manual_seed(0)
         backbone = stable_diffusion(tiny)

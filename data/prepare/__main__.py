@@ -10,14 +10,14 @@ from data.prepare.jobs.arguments import Command, main
 
 def networks() -> codes.Networks:
     """Known here by name alone, as in conf/; imported when a command asks."""
-    return codes.Networks(get_method("models.files.official.build"), get_method("train.tasks.code_prediction.fingerprint_of"))
+    return codes.Networks(get_method("models.files.official.build"), get_method("models.files.fingerprints.codebook_digest"))
 
 
 def autoencoder() -> latents.Networks:
     names = (
         "models.diffusion.stable_diffusion.load_autoencoder",
-        "train.tasks.control.digest_of",
-        "train.tasks.control.FirstStage",
+        "models.files.fingerprints.digest_of",
+        "models.files.first_stage.FirstStage",
     )
     return latents.Networks(*(get_object(name) for name in names))
 

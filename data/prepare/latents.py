@@ -41,7 +41,7 @@ class Autoencoder(Protocol):
 
 
 class FirstStage(Protocol):
-    """train.tasks.control.FirstStage. options: those that it has a use for."""
+    """models.files.first_stage.FirstStage. options: those that it has a use for."""
 
     fingerprint: str
     options: dict[str, Any]

@@ -183,8 +183,7 @@ def _memory(task: RestorationTask, trainer: L.Trainer) -> str:
     states = (each for optimizer in trainer.optimizers for each in optimizer.state.values())
     optimizer = _bytes(value for each in states for value in each.values() if isinstance(value, Tensor))
     network, ema = _bytes(task.network.state_dict().values()), _bytes(task.ema.state_dict().values()) if task.ema else 0
-    frozen = [each for module in task.modules() for each in getattr(module, "frozen", ())]  # losses/frozen.py hides them
-    everything = _bytes(value for each in (task, *frozen) for value in (*each.parameters(), *each.buffers()))
+    everything = _bytes(value for each in (task, *task.frozen_networks()) for value in (*each.parameters(), *each.buffers()))
     others = everything - ema - _bytes([*task.network.parameters(), *task.network.buffers()])
     return (
         f"network {_size(network)}, gradients {_size(_bytes(trained(trainer)))}, optimizer {_size(optimizer)}, "

@@ -1,6 +1,5 @@
 """Training of CodeFormer's transformer (stage II, DT-BFR) and of its controllable features (stage III)."""
 
-import hashlib
 from typing import Annotated, Any, Literal
 
 import torch
@@ -11,6 +10,7 @@ from torchmetrics import MeanMetric
 from data.batch import Batch
 from losses.frozen import Frozen
 from models.files import official
+from models.files.fingerprints import codebook_digest
 from train.tasks.adversarial import AdversarialTask
 from train.tasks.calling import outputs
 from train.tasks.regression import RegressionTask
@@ -89,7 +89,7 @@ class Codes(nn.Module):
             )
         self.phases, self.w, self.adain, self.path = list(phases.values()), w, adain, teacher
         self.book = network.get_parameter("quantize.embedding.weight").detach().clone()
-        self.fingerprint = fingerprint_of(network)
+        self.fingerprint = codebook_digest(network)
         self.target = Frozen(TargetCodes(network, teacher))
 
     def fidelity(self, update: int) -> float | None:
@@ -105,15 +105,6 @@ class Codes(nn.Module):
                 f"codes.teacher={self.path} has another codebook than the network, so that its codes would mean nothing there: "
                 "give the stage I that the network's own weights came from"
             )
-
-
-def fingerprint_of(network: nn.Module) -> str:
-    """Of the encoder and the codebook."""
-    digest = hashlib.sha256()
-    for key, value in network.state_dict().items():
-        if key.startswith(("encoder.", "quantize.")):
-            digest.update(value.contiguous().cpu().numpy().tobytes())
-    return digest.hexdigest()
 
 
 @constructed

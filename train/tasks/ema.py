@@ -1,5 +1,6 @@
 """Running average of the restoring network's weights."""
 
+import weakref
 from copy import deepcopy
 
 import torch
@@ -17,12 +18,12 @@ class EMA(nn.Module):
         super().__init__()
         self.decay = decay
         self.average = deepcopy(network).eval().requires_grad_(False)
-        self._of: tuple[nn.Module] | None = None  # a tuple, so that it is not registered as a submodule
+        self._of: weakref.ref[nn.Module] | None = None  # the network whose tensors were looked up
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
-        if self._of is None or self._of[0] is not network:  # looked up once, as that takes longer than averaging
-            self._of = (network,)
+        if self._of is None or self._of() is not network:  # looked up once, as that takes longer than averaging
+            self._of = weakref.ref(network)
             new, old = network.state_dict(), self.average.state_dict()
             floats = [key for key, value in old.items() if value.is_floating_point()]
             self._floats = [old[key] for key in floats], [new[key] for key in floats]

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from data.batch import Batch
+from losses.frozen import frozen_within
 from losses.weighted import LossSet, Terms, grad_norms
 from train.sharding import shard
 from train.tasks import state
@@ -135,6 +136,10 @@ class RestorationTask(L.LightningModule):
     def validated_network(self) -> nn.Module:
         """The EMA where there is one."""
         return self.ema.average if self.ema else self.network
+
+    def frozen_networks(self) -> list[nn.Module]:
+        """Networks that the task and its losses use without training them; they are no submodules."""
+        return frozen_within(self)
 
     def restore(self, lq: Tensor) -> Tensor:
         """(b, 3, h, w) to (b, 3, h, w) in [0, 1]."""

@@ -20,6 +20,7 @@ from models.diffusion.schedule import NoiseSchedule
 from models.diffusion.stable_diffusion import StableDiffusion, load
 from models.elan import ELAN
 from models.files import official
+from models.files.first_stage import FirstStage
 from models.files.official import build as build_network
 from tests.models.diffusion.test_stable_diffusion import CONTROL as TINY
 from tests.models.diffusion.test_stable_diffusion import toy, write_folder
@@ -34,7 +35,8 @@ from train.jobs.cli import compose
 from train.jobs.config import check
 from train.runs.building import build
 from train.runs.curves import read_rows
-from train.tasks.control import ControlTask, Diffusion, FirstStage
+from train.tasks.control import ControlTask
+from train.tasks.diffusion import Diffusion
 from train.tasks.draws import SampleDraws
 
 Command = Callable[..., tuple[int, str]]

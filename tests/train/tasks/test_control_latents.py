@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 
 from data.prepare.__main__ import COMMANDS
 from data.prepare.jobs.arguments import main as prepare
+from models.files.first_stage import FirstStage
 from tests.models.test_codeformer import tiny as codeformer
 from tests.toy import write_photographs
 from tests.train.tasks.test_control import Command, arguments, given, networks  # noqa: F401
-from train.tasks.control import FirstStage
 
 SIZES = ["data.size=64", "data.val_size=64", "trainer.max_steps=2"]
 IN_PROPORTION = ["optimizer.eps=1", "optimizer.lr=0.1"]  # to gradients: with Adam's own eps noise counts
