@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # a script finds its own 
 from data.order import PositionSampler
 from train.jobs.cli import CONF
 from train.jobs.config import check
-from train.runs.building import build, make_trainer, prepare, quieten
+from train.runs.building import build, make_trainer, prepare_folder, quieten
 from train.tasks.task import RestorationTask
 
 BLOCK = 50  # updates; a row is logged once in each
@@ -114,7 +114,7 @@ def compare(overrides: list[str], blocks: int) -> list[tuple[float, float]]:
     turns = Turns(bare)
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     callbacks.append(turns)
-    prepare(config, Path(trainer.default_root_dir), trainer, 0)
+    prepare_folder(config, Path(trainer.default_root_dir), trainer, 0)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # the progress bar is drawn, not shown
         trainer.fit(task, datamodule=build(config["data"]))
     assert task.ema is not None

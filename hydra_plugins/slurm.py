@@ -1,4 +1,4 @@
-"""hydra/launcher=slurm. Hydra takes launchers from a package of this name alone; what it does: train/jobs/cluster.py."""
+"""hydra/launcher=slurm. Hydra finds launchers only in a package of this name; the work is done in train/jobs/cluster.py."""
 
 import copy
 from collections.abc import Sequence
@@ -38,5 +38,5 @@ class SlurmLauncher(Launcher):
 
 
 def make_current(config: DictConfig) -> None:
-    """What ${hydra:…} in the configuration and HydraConfig.get() are about."""
+    """Makes ${hydra:…} and HydraConfig.get() refer to this configuration, of which a copy is kept."""
     HydraConfig.instance().set_config(copy.deepcopy(config))

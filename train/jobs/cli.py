@@ -1,4 +1,4 @@
-"""The command line around Hydra: --help that lists what exists, and one clear error in place of a traceback."""
+"""The command line around Hydra: --help lists what exists, and a mistake ends with one error in place of a traceback."""
 
 import errno
 import json
@@ -33,7 +33,7 @@ def main() -> None:
         from train.signals import Signals
 
         die_with_parent()
-        with Signals():  # from before the imports on
+        with Signals():  # a signal that comes during the imports is noted too
             train(json.loads(Path(arguments[1]).read_text()))
         return
     if {"--help", "-h"} & set(arguments):
@@ -85,7 +85,7 @@ def sweep(arguments: list[str]) -> None:
         planned = Sweep.plan(arguments, CONF)
     except (HydraException, ValueError) as error:
         fail(explain(error, [a for a in arguments if a.startswith("-") or not is_swept(a)]))
-    # argparse takes overrides only in one stretch
+    # Hydra's argparse takes overrides only where they stand together.
     place = next((n for n, argument in enumerate(sys.argv) if n and "=" in argument and argument[0] != "-"), len(sys.argv))
     sys.argv[place:place] = planned.settings
     sys.argv.insert(1, "--multirun")
@@ -125,7 +125,7 @@ def train(config: dict[str, Any]) -> None:
         else:
             run(config, trainer)
     except Interrupted as ended:
-        # of rank 0 alone: srun ends the others when one ends badly, and rank 0 may not be done
+        # on rank 0 alone: srun ends all ranks when one ends badly, and rank 0 may still be saving
         sys.exit(ended.exit_code if getattr(rank_zero_only, "rank", 0) == 0 else 0)
     except SaidByRankZero:
         sys.exit(1)

@@ -43,7 +43,10 @@ class Resources:
     poll_s: Annotated[float, Gt(0)]
 
     def sbatch(self, config: dict[str, Any]) -> dict[str, Any]:
-        """submitit's names for them. Raises ConfigError when the number of tasks can't be told from the configuration."""
+        """What to ask of sbatch for this run, by submitit's names.
+
+        Raises: ConfigError: the configuration does not say how many tasks there are.
+        """
         trainer = config["trainer"]
         if not isinstance(trainer["devices"], int):
             raise ConfigError(f"trainer.devices={trainer['devices']!r}: a job needs a number, as in trainer.devices=4")
@@ -69,7 +72,8 @@ def run_jobs(
 ) -> list[float | None]:
     """Submits every job that is neither finished nor in the queue already, waits for all, and returns their scores.
 
-    Args: configs: composed, not yet resolved.     make_current: tells Hydra which of them it is about; it keeps a copy.
+    Args: configs: composed, not yet resolved.
+          make_current: makes one of them the configuration that Hydra's own interpolations and HydraConfig refer to.
     """
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     jobs: list[Job] = []

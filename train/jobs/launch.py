@@ -29,10 +29,10 @@ class Failed(Exception):
 def launch(config: dict[str, Any], local_ranks: int | None = None) -> None:
     """Runs a resolved configuration in fresh processes of this machine, and returns when all have ended well.
 
-    One that fails ends the others: they may be waiting for it. Signals are passed on.
+    When one fails the others are ended, as they may be waiting for it. Signals are passed on to all.
 
-    Args:   local_ranks: how many of the run's ranks this machine has; None starts one process, which sees to that itself.
-    Raises: Failed with the first error; Interrupted when they saved and ended as asked.
+    Args:   local_ranks: how many of the run's ranks this machine has; None starts one process, which starts others if needed.
+    Raises: Failed with the first error; Interrupted when they saved and ended as a signal asked.
     """
     with tempfile.TemporaryDirectory(prefix="facewright") as folder, Signals():
         file = Path(folder) / "config.json"
@@ -48,26 +48,33 @@ def launch(config: dict[str, Any], local_ranks: int | None = None) -> None:
         ]
         try:
             _wait(ranks, Path(folder))
-            killed = [n for n, process in enumerate(ranks) if (process.returncode or 0) < 0]  # by others than us
+            killed = [n for n, process in enumerate(ranks) if (process.returncode or 0) < 0]  # not by us, who kill below
         finally:
             for process in ranks:
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()
                 process.wait()
-        signum = Signals.received
-        codes = [process.returncode for process in ranks]
-        errors = sorted(Path(folder).glob("error_*"), key=lambda path: path.stat().st_mtime_ns)
-        if not any(codes):
-            return
-        if killed and not signum:  # what the others say follows from it
-            name = signal.Signals(-codes[killed[0]]).name
-            raise Failed(f"rank {killed[0]} was killed by {name} (SIGKILL is often the machine's memory running out)")
-        if errors:
-            raise Failed(errors[0].read_text())
-        if signum or set(codes) <= {0, REQUEUE, 130}:
-            raise Interrupted(signum or signal.SIGTERM, -1)
-        rank = next(n for n, code in enumerate(codes) if code)
-        raise Failed(f"rank {rank} ended with code {codes[rank]}")
+        _raise_first_failure([process.returncode for process in ranks], killed, Path(folder))
+
+
+def _raise_first_failure(codes: list[int], killed: list[int], folder: Path) -> None:
+    """Raises what `launch` raises; nothing where every rank ended with 0.
+
+    Args: codes: exit codes by rank.     killed: ranks that a signal ended.     folder: of their error files.
+    """
+    signum = Signals.received
+    errors = sorted(folder.glob("error_*"), key=lambda path: path.stat().st_mtime_ns)
+    if not any(codes):
+        return
+    if killed and not signum:  # errors of other ranks follow from it
+        name = signal.Signals(-codes[killed[0]]).name
+        raise Failed(f"rank {killed[0]} was killed by {name} (SIGKILL is often the machine's memory running out)")
+    if errors:
+        raise Failed(errors[0].read_text())
+    if signum or set(codes) <= {0, REQUEUE, 130}:
+        raise Interrupted(signum or signal.SIGTERM, -1)
+    rank = next(n for n, code in enumerate(codes) if code)
+    raise Failed(f"rank {rank} ended with code {codes[rank]}")
 
 
 def ranks_here(config: dict[str, Any]) -> int | None:
@@ -94,6 +101,7 @@ def _free_port() -> str:
 
 
 def _wait(ranks: list[subprocess.Popen[bytes]], folder: Path) -> None:
+    """Returns when all have ended, or some time after the first that failed."""
     passed_on, deadline = 0, float("inf")
     while any(process.poll() is None for process in ranks) and time.monotonic() < deadline:
         if Signals.received != passed_on:
@@ -102,7 +110,7 @@ def _wait(ranks: list[subprocess.Popen[bytes]], folder: Path) -> None:
                 process.send_signal(passed_on)
         ended = [process.returncode for process in ranks if process.returncode]
         if not ended and any(folder.glob("error_*")):
-            ended = [1]  # it has failed, but hangs on its way out
+            ended = [1]  # it has written its error, but may hang before it ends
         if ended and deadline == float("inf"):
             deadline = time.monotonic() + GRACE_S[ended[0] in (REQUEUE, 130)]
         time.sleep(0.05)

@@ -74,7 +74,7 @@ def table(jobs: list[Job], keys: list[str]) -> list[list[str]]:
 
 
 def draw(jobs: list[Job], path: Path) -> None:
-    """The score by the one number that varies, or by job."""
+    """A picture of the scores: over the number that varies where it is one, else a bar for each job."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -57,7 +57,7 @@ class Sweep:
         return cls(folder=folder, keys=list(dict.fromkeys(keys)), settings=left_open)
 
     def prepare(self, config: DictConfig) -> Job:
-        """The job of a composed configuration, named and checked; what is wrong with it stands in its error."""
+        """The job of a composed configuration: named by what varies, and checked. A mistake is noted in its `error`."""
         overrides = (override.partition("=") for override in HydraConfig.get().overrides.task)
         varied = {key.lstrip("+"): value for key, _, value in overrides if key.lstrip("+") in self.keys}
         if self.keys:  # else it is one run, submitted to a cluster
@@ -84,7 +84,7 @@ class Sweep:
                 launch(job.config, ranks_here(job.config))
             except Interrupted as ended:
                 job.status = "interrupted"
-                sys.exit(ended.exit_code)  # the whole sweep ends; issued again it goes on here
+                sys.exit(ended.exit_code)  # the whole sweep ends; the same command goes on with this job
             except Failed as error:
                 job.error = str(error)
         return self.close(job)
@@ -129,7 +129,8 @@ def hydra_settings(config: DictConfig, folder: str) -> dict[str, Any]:
 
 
 def job_name(varied: dict[str, str]) -> str:
-    """`optimizer.lr=1e-4,degradation=light`: fit for a folder; what had to be changed for that gets a hash behind it."""
+    """`optimizer.lr=1e-4,degradation=light`, as the name of a folder. Where characters had to be replaced or cut off, a hash
+    of the whole is added, so that no two jobs have one name."""
     full = ",".join(f"{key}={value}" for key, value in varied.items())
     safe = re.sub(r"[^A-Za-z0-9._=,+-]", "-", full)[:150]
     return safe if safe == full else f"{safe}-{hashlib.sha256(full.encode()).hexdigest()[:8]}"

@@ -137,7 +137,7 @@ def make_trainer(config: dict[str, Any]) -> L.Trainer:
 
 
 @rank_zero_only
-def prepare(config: dict[str, Any], directory: Path, trainer: L.Trainer, step: int) -> None:
+def prepare_folder(config: dict[str, Any], directory: Path, trainer: L.Trainer, step: int) -> None:
     """Makes the run's folder ready for an attempt: config.yaml, no rows of updates that will be done again.
 
     Args: step: the update that the attempt goes on from; 0 for the start.

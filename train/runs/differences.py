@@ -1,4 +1,4 @@
-"""Where two configurations differ, and which keys may: between two attempts at a run, and between its ranks none."""
+"""Where two configurations differ. Some keys may differ between two attempts at a run, none between its ranks."""
 
 import hashlib
 import json

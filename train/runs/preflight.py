@@ -19,7 +19,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from train import ranks
 from train.ranks import say
-from train.runs.building import batches_of_update, build, make_task, make_trainer, prepare, task_class
+from train.runs.building import batches_of_update, build, make_task, make_trainer, prepare_folder, task_class
 from train.runs.nonfinite import Diverged, trained
 from train.runs.rundir import RUNS, lock, release
 from train.runs.times import PARTS, StepTimes
@@ -81,7 +81,7 @@ def preflight(config: dict[str, Any]) -> None:
         measure = Measure(next(callback for callback in callbacks if isinstance(callback, StepTimes)))
         callbacks.append(measure)
         activations = count_activations(task)
-        prepare(short, directory, trainer, 0)
+        prepare_folder(short, directory, trainer, 0)
         trainer.fit(task, datamodule=data)
         if trainer.is_global_zero:
             say(report(config, task, trainer, measure, window, sum(activations.values())))

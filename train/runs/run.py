@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from train import ranks
 from train.ranks import say
-from train.runs.building import build, effective_batch, make_task, make_trainer, prepare, recorded, task_class
+from train.runs.building import build, effective_batch, make_task, make_trainer, prepare_folder, recorded, task_class
 from train.runs.checkpoint import load
 from train.runs.curves import draw_curves
 from train.runs.differences import check_same_config
@@ -67,7 +67,7 @@ def attempt(config: dict[str, Any], trainer: L.Trainer, directory: Path, back_to
     task = make_task(config, trainer, fresh=checkpoint is None)
     data: L.LightningDataModule = build(config["data"])
     announce(config, task, trainer, checkpoint)
-    prepare(record, directory, trainer, saved["global_step"] if saved else 0)
+    prepare_folder(record, directory, trainer, saved["global_step"] if saved else 0)
     trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     if task.validated_step != trainer.global_step:
         trainer.validate(task, datamodule=data, verbose=False)

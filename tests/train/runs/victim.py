@@ -42,7 +42,7 @@ KINDS = {
         "picture": ("train.runs.pictures", "write_pictures", "after"),  # pictures without a row
     },
     "at the start": {
-        "start": ("train.runs.run", "prepare", "before"),  # nothing new
+        "start": ("train.runs.run", "prepare_folder", "before"),  # nothing new
         "cut": ("train.runs.loggers", "TensorBoard.cut_after", "before"),  # metrics.csv is cut, TensorBoard's files are not
     },
     "at the end": {"end": ("train.runs.run", "write_summary", "before")},  # all updates are done, and there is no summary
