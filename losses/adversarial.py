@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from annotated_types import Ge, Interval
 from torch import Tensor
 
-from losses.weighted import Loss, Weight
+from losses.weighted import Loss, OfDiscriminator, Weight
 
 Kind = Literal["vanilla", "hinge", "lsgan", "softplus"]
 
@@ -43,34 +43,22 @@ def fooled(logits: Tensor, kind: Kind) -> Tensor:
     return -logits.float().mean() if kind == "hinge" else judged_real(logits, kind)
 
 
-class Adversarial(Loss):
+class Adversarial(OfDiscriminator):
     """The generator's term against one discriminator.
 
-    Args: of: the discriminator's name in adversary.discriminators.
+    Args: of: see OfDiscriminator.
           adaptive_at: name of a parameter of the generator, usually the last layer's weight. There the gradient of this term is
               scaled to the length of the other terms' gradient, but to no more than `weight` times its own length (VQGAN).
               null: weight alone counts.
     """
 
     def __init__(self, *, weight: Weight, kind: Kind, of: str, adaptive_at: str | None) -> None:
-        super().__init__(weight=weight)
-        self.kind, self.of, self.adaptive_at = kind, of, adaptive_at
+        super().__init__(weight=weight, of=of)
+        self.kind, self.adaptive_at = kind, adaptive_at
 
     def forward(self, fake_logits: Mapping[str, Tensor]) -> Tensor:
         """fake_logits: discriminator's name -> its logits of restored images, such as (b, 1, h, w) or (b, 1). A scalar out."""
         return fooled(fake_logits[self.of], self.kind)
-
-    @staticmethod
-    def adaptive_weight(others: Tensor, adversarial: Tensor, parameter: Tensor, scale: float = 1.0) -> Tensor:
-        """The ratio of gradient norms at a parameter, in [0, 1] and without a graph (Esser et al. 2021, eq. 7).
-
-        Args: others, adversarial: scalars with their graphs.
-              scale: of the losses before their gradients are taken, undone afterwards; against underflow in float16.
-        """
-        norms = [
-            torch.autograd.grad(scale * loss, parameter, retain_graph=True)[0].norm() / scale for loss in (others, adversarial)
-        ]
-        return (norms[0] / (norms[1] + 1e-4)).clamp(0, 1).detach()
 
 
 class Discriminate(Loss):
@@ -154,15 +142,8 @@ class PathLength(Loss):
         self._lengths = []
 
 
-class FeatureMatching(Loss):
-    """L1 between a discriminator's features of restored and of real images, mean over its layers (Wang et al. 2018, eq. 4).
-
-    Args: of: the discriminator's name in adversary.discriminators.
-    """
-
-    def __init__(self, *, weight: Weight, of: str) -> None:
-        super().__init__(weight=weight)
-        self.of = of
+class FeatureMatching(OfDiscriminator):
+    """L1 between a discriminator's features of restored and of real images, mean over its layers (Wang et al. 2018, eq. 4)."""
 
     def forward(self, fake_features: Mapping[str, Sequence[Tensor]], real_features: Mapping[str, Sequence[Tensor]]) -> Tensor:
         """Both: discriminator's name -> its layers' features (b, c, h, w), of restored and of real images. A scalar out."""

@@ -7,20 +7,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from losses.features import gram
-from losses.weighted import Loss, Weight
+from losses.weighted import OfDiscriminator
 
 WEIGHTS = (0.5, 1.0)  # of the two layers
 
 
-class ComponentStyle(Loss):
+class ComponentStyle(OfDiscriminator):
     """L1 between the Gram matrices of a part's two features in the part's own discriminator (Wang et al. 2021, eq. 5).
 
-    Args: of: name of a discriminator whose features are those of models.components.FacialComponentDiscriminator.
+    The discriminator's features are those of models.components.FacialComponentDiscriminator.
     """
-
-    def __init__(self, *, weight: Weight, of: str) -> None:
-        super().__init__(weight=weight)
-        self.of = of
 
     def forward(self, fake_features: Mapping[str, Sequence[Tensor]], real_features: Mapping[str, Sequence[Tensor]]) -> Tensor:
         """Both: discriminator's name -> its two features (b, c, h, w), of restored and of real parts. A scalar out."""

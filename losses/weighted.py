@@ -53,6 +53,31 @@ class Loss(nn.Module):
         """Called once the generator's step is done, or was skipped as its gradient was not finite."""
 
 
+class OfDiscriminator(Loss):
+    """A term of the generator's loss that needs a discriminator's answers.
+
+    Args: of: the discriminator's name in adversary.discriminators.
+    """
+
+    adaptive_at: str | None = None  # the generator's parameter at which adaptive_weight compares gradients; None: nowhere
+
+    def __init__(self, *, weight: Weight, of: str) -> None:
+        super().__init__(weight=weight)
+        self.of = of
+
+    @staticmethod
+    def adaptive_weight(others: Tensor, adversarial: Tensor, parameter: Tensor, scale: float = 1.0) -> Tensor:
+        """The ratio of gradient norms at a parameter, in [0, 1] and without a graph (Esser et al. 2021, eq. 7).
+
+        Args: others, adversarial: scalars with their graphs.
+              scale: of the losses before their gradients are taken, undone afterwards; against underflow in float16.
+        """
+        norms = [
+            torch.autograd.grad(scale * loss, parameter, retain_graph=True)[0].norm() / scale for loss in (others, adversarial)
+        ]
+        return (norms[0] / (norms[1] + 1e-4)).clamp(0, 1).detach()
+
+
 class Term(NamedTuple):
     """What a term came to in a step, scalars both."""
 
@@ -118,12 +143,17 @@ class LossSet(nn.Module):
         for term in self.terms.values():
             term.after_update(skipped)  # type: ignore[operator]
 
+    def of_discriminators(self) -> dict[str, OfDiscriminator]:
+        """The terms that need a discriminator, by name."""
+        return {name: term for name, term in self.terms.items() if isinstance(term, OfDiscriminator)}
+
     def asked(self, update: int, without: Collection[str] = ()) -> dict[str, set[str]]:
         """Discriminator -> names of the tensors that this update's terms of it ask for."""
         found: dict[str, set[str]] = {}
+        of_discriminators = self.of_discriminators()
         for name in self.due(update, without):
-            if (of := getattr(self.terms[name], "of", None)) is not None:
-                found.setdefault(of, set()).update(self._needs[name])
+            if term := of_discriminators.get(name):
+                found.setdefault(term.of, set()).update(self._needs[name])
         return found
 
     def needs(self, update: int, without: Collection[str] = ()) -> set[str]:

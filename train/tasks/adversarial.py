@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from data.batch import Batch
-from losses.weighted import Term, Terms, total
+from losses.weighted import OfDiscriminator, Term, Terms, total
 from train import ranks
 from train.ranks import say
-from train.tasks.discriminators import Adversary
+from train.tasks.discriminators import Adversary, ShowsFeatures
 from train.tasks.task import RestorationTask, constructed
 
 
@@ -49,17 +49,17 @@ class AdversarialTask(RestorationTask):
     def __post_init__(self) -> None:
         super().__post_init__()
         loss, adversary = self.loss, self.adversary
-        terms: dict[str, Any] = dict(loss.terms.items())
-        self.adversarial = {name for name, term in terms.items() if hasattr(term, "of")}
+        terms = loss.of_discriminators()
+        self.adversarial = set(terms)
         needs_features = loss.needing({"fake_features", "real_features"})
-        for name in self.adversarial:
-            of = terms[name].of
+        for name, term in terms.items():
+            of = term.of
             if of not in adversary.discriminators:
                 raise ValueError(
                     f"loss.terms.{name}.of={of}: there is no such discriminator (there are "
                     f"{', '.join(adversary.discriminators)})"
                 )
-            if name in needs_features and not hasattr(adversary.networks[of], "features"):
+            if name in needs_features and not isinstance(adversary.networks[of], ShowsFeatures):
                 raise ValueError(
                     f"loss.terms.{name}.of={of}: {type(adversary.networks[of]).__name__} shows no features to match: take "
                     f"another discriminator, or leave the term out (~loss.terms.{name})"
@@ -69,7 +69,7 @@ class AdversarialTask(RestorationTask):
                 "no term of loss.terms speaks of a discriminator: add losses.adversarial.Adversarial, or train "
                 "with task=regression"
             )
-        heard = {terms[name].of for name in self.adversarial}
+        heard = {term.of for term in terms.values()}
         if unheard := [name for name in adversary.discriminators if name not in heard]:
             way_out = " ".join(f"~adversary.discriminators.{name}" for name in unheard)
             raise ValueError(
@@ -77,11 +77,9 @@ class AdversarialTask(RestorationTask):
                 f"nothing: add one with of: {unheard[0]}, or leave out what none hears ({way_out})"
             )
         self.adaptive = {
-            name: _parameter(self.network, terms[name].adaptive_at, name)
-            for name in self.adversarial
-            if getattr(terms[name], "adaptive_at", None)
+            name: _parameter(self.network, term.adaptive_at, name) for name, term in terms.items() if term.adaptive_at
         }
-        if self.adaptive and self.adversarial == terms.keys():
+        if self.adaptive and self.adversarial == loss.terms.keys():
             raise ValueError(
                 "adaptive_at weighs an adversarial term against the others of loss.terms, and there are none: add one"
             )
@@ -170,12 +168,12 @@ class AdversarialTask(RestorationTask):
         others = total(term for name, term in terms.items() if name not in self.adversarial)
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         scale = float(scaler.get_scale()) if scaler else 1.0
-        balanced = dict(terms)
+        balanced, weights = dict(terms), self.loss.due(self.update)
         for name, parameter in self.adaptive.items():
             if name not in terms or not terms[name].weighted.requires_grad:
                 continue  # not on in this update, or of weight 0 and only looked at
-            term, of = terms[name], self.loss.terms[name]
-            share = of.adaptive_weight(others, term.weighted / of.weight_at(self.update), parameter, scale)  # type: ignore[operator]
+            term, weight = terms[name], weights[name]
+            share = OfDiscriminator.adaptive_weight(others, term.weighted / weight, parameter, scale)
             balanced[name] = Term(term.raw, share * term.weighted)
         return balanced
 

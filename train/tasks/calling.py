@@ -1,9 +1,16 @@
 """How a task calls its network: which arguments its forward takes, and what it returns."""
 
 import inspect
-from typing import Any, get_type_hints
+from typing import Any, Protocol, get_type_hints, runtime_checkable
 
 from torch import Tensor, nn
+
+
+@runtime_checkable
+class Branching(Protocol):
+    """A network of which some outputs have parameters of their own: models.gfpgan.GFPGAN. branches: their names."""
+
+    branches: frozenset[str]
 
 
 def check_arguments(network: nn.Module, given: frozenset[str], inputs: int = 1) -> None:

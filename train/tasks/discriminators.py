@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import torch
 from annotated_types import Ge, Gt
@@ -17,6 +17,14 @@ from train.ranks import say
 from train.tasks.row import Means
 
 OFFERS = frozenset({"real", "fake", "real_logits", "fake_logits"})  # tensors that terms of a discriminator's loss may name
+
+
+@runtime_checkable
+class ShowsFeatures(Protocol):
+    """A discriminator's network whose layers can be compared (losses.adversarial.FeatureMatching)."""
+
+    def features(self, image: Tensor) -> list[Tensor]:
+        """(b, 3, h, w) in [0, 1] to a map (b, c, h, w) of each layer."""
 
 
 class Discriminator(nn.Module):

@@ -19,7 +19,7 @@ from losses.frozen import frozen_within
 from losses.weighted import LossSet, Terms, grad_norms
 from train.sharding import shard
 from train.tasks import state
-from train.tasks.calling import check_arguments, named_outputs, outputs
+from train.tasks.calling import Branching, check_arguments, named_outputs, outputs
 from train.tasks.draws import Draws
 from train.tasks.ema import EMA
 from train.tasks.row import Row
@@ -130,7 +130,7 @@ class RestorationTask(L.LightningModule):
         terms = [term for term in config["loss"]["terms"].values() if isinstance(term["weight"], float | int)]  # not scheduled
         losses: list[Any] = [locate(term["_target_"]) for term in terms if term["weight"] > 0]
         always = {name for loss in losses for name in inspect.signature(loss.forward).parameters}
-        return not getattr(network, "branches", frozenset()) <= always
+        return isinstance(network, Branching) and not network.branches <= always
 
     @property
     def validated_network(self) -> nn.Module:
