@@ -14,12 +14,9 @@ from hydra.errors import HydraException
 from yaml import safe_load
 
 from train.conf import choices, first_comment
-from train.environment import launched_from_outside
 from train.errors import fail
 from train.jobs import cli
-from train.jobs.config import ConfigError, check
 from train.jobs.launch import Failed, launch, ranks_here
-from train.runs.resume import changed_origins, is_finished
 from train.runs.rundir import RUNS
 from train.signals import Interrupted, Signals, stop_signal
 
@@ -31,6 +28,8 @@ def main() -> None:
     if chain not in chains or {"--help", "-h"} & set(arguments):
         print(__doc__, *(f"  {name:<16}{first_comment(file)}" for name, file in chains.items()), sep="\n")
         sys.exit(0 if chain in {"--help", "-h", *chains} else f"error: give one of {', '.join(chains)}")
+    from train.environment import launched_from_outside  # Lightning and torch load only now, so that --help is quick
+
     if launched_from_outside():
         fail("train.stages starts the processes of its runs itself: leave out torchrun or srun")
     cli.register_resolvers()
@@ -53,6 +52,8 @@ def planned(chain: str, stages: dict[str, list[str]], arguments: list[str]) -> d
     Args:   stages: stage -> its own arguments, in the order of training.     arguments: those of the command.
     Raises: ConfigError, HydraException: what is wrong, and with which stage.
     """
+    from train.jobs.config import ConfigError, check
+
     name = next((each.removeprefix("name=") for each in reversed(arguments) if each.startswith("name=")), chain)
     shared = [each for each in arguments if not each.startswith(("name=", *(f"{stage}." for stage in stages)))]
     runs = {stage: f"{RUNS}/{name}/{stage}" for stage in stages}
@@ -75,6 +76,8 @@ def run(configs: dict[str, dict[str, Any]]) -> None:
     Raises: Failed, Interrupted: from the stage at hand, or between two; ValueError: a later stage is finished already, on
             what an earlier one had before.
     """
+    from train.runs.resume import changed_origins, is_finished
+
     stage_of = {f"{RUNS / config['name']}": stage for stage, config in configs.items()}
     for stage, config in configs.items():
         directory = RUNS / config["name"]
