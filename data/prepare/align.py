@@ -86,13 +86,18 @@ def align(
         shard=place,
         preload=PRELOAD,
     )
-    faces = [row for record in work.own.values() for row in record.get("faces", ())]
     unusable = work.unusable()
-    without = sum(record.get("faces") == [] for record in work.own.values())
-    print(f"{len(work.own)} photographs, {len(faces)} faces, {without} photographs without a face, {unusable} not usable")
+    print(f"{counted(list(work.own.values()))}, {unusable} not usable")
     if work.complete("faces.csv"):
         write_lists(out, work.records)
     return 1 if unusable else 0
+
+
+def counted(records: list[Record]) -> str:
+    """How many photographs there are, and how many faces in them, in words."""
+    faces = sum(len(record.get("faces", ())) for record in records)
+    without = sum(record.get("faces") == [] for record in records)
+    return f"{len(records)} photographs, {faces} faces, {without} photographs without a face"
 
 
 find_detector = detector  # the command's own key has this name

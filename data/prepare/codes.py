@@ -116,12 +116,7 @@ def command(networks: Callable[[], Networks]) -> Command:
         unusable = work.unusable()
         print(f"{len(work.own) - unusable} of {len(work.own)} images have codes, {unusable} not usable")
         if work.complete(FILE):
-            side = size // network.factor
-            both = np.zeros((len(paths), 2, side, side), kind)
-            checksums = np.full((len(paths), 2), NO_CODES)
-            for number, path in enumerate(paths):
-                if "error" not in work.records[path]:
-                    both[number], checksums[number] = of_record(work.records[path], both[number])
+            both, checksums = gathered([work.records[path] for path in paths], size // network.factor, kind)
             made = CodeFile(paths_of(source), both[:, 0], both[:, 1], checksums, size, teacher)
             write_bytes(out / FILE, made.packed())
             print(f"train on them with data.codes={out / FILE}")
@@ -146,6 +141,15 @@ def check_teacher(network: Teacher, ckpt: Path, size: int) -> None:
         )
     if size % network.factor:
         raise ValueError(f"size={size} can't be encoded by ckpt={ckpt}: give a multiple of {network.factor}")
+
+
+def gathered(records: list[Record], side: int, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """Codes (n, 2, side, side) and checksums (n, 2) of all images; 0 and NO_CODES of those that could not be used."""
+    both, checksums = np.zeros((len(records), 2, side, side), kind), np.full((len(records), 2), NO_CODES)
+    for number, record in enumerate(records):
+        if "error" not in record:
+            both[number], checksums[number] = of_record(record, both[number])
+    return both, checksums
 
 
 @dataclass(frozen=True)

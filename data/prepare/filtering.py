@@ -98,15 +98,7 @@ def filter_faces(
     name = f"filter-{quality}" if quality else "filter"
     measure = Figures(root, quality, device)
     work = run(
-        name=name,
-        root=root,
-        out=out,
-        paths=paths,
-        measure=measure,
-        settings={},
-        workers=workers,
-        shard=place,
-        preload=PRELOAD,
+        name=name, root=root, out=out, paths=paths, measure=measure, settings={}, workers=workers, shard=place, preload=PRELOAD
     )
     unusable = work.unusable()
     if work.complete("kept.txt, figures.csv and report.html"):

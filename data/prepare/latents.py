@@ -99,24 +99,12 @@ def command(networks: Callable[[], Networks]) -> Command:
             shard: part i of n of the work as i/n; by default the task's place in a SLURM job array
         """
         place, on = Shard.parse(shard), chosen(device)
-        if size % 64:
-            raise ValueError(f"size={size}: the training takes multiples of 64")
-        load, digest_of, first_stage = networks()
         given = {key: value for key, value in (("w", w), ("adain", adain)) if value is not None}
-        options: dict[str, Any] = {"w": 0.5, "adain": True} | given
-        make = Encoder(load, stable_diffusion, partial(first_stage, path=stage1, **options) if stage1 else None)
-        first = make.first() if make.first else None
-        if given and not (first and first.options):
-            raise ValueError(f"{min(given)} does nothing: it is of a CodeFormer as stage1; leave it out")
-        made_by = {"autoencoder": digest_of(load(stable_diffusion).vae)}
-        if first:
-            first.check(torch.full((1, 3, size, size), 0.5))
-            made_by["stage1"] = first.fingerprint
+        make, made_by = encoder(networks, stable_diffusion, stage1, given, size)
         source = open_images(root=str(root))
         names = paths_of(source)
         paths = names or [source.name(index) for index in range(len(source))]
-        stems = output_stems(names) if names else {path: f"{n:08d}" for n, path in enumerate(paths)}
-        files = {path: f"{stem}.safetensors" for path, stem in stems.items()}
+        files = files_of(names, paths)
         work = run(
             name="latents",
             root=source.root if isinstance(source, Files) else root,
@@ -131,12 +119,42 @@ def command(networks: Callable[[], Networks]) -> Command:
         unusable = work.unusable()
         print(f"{len(work.own) - unusable} of {len(work.own)} images have latents, {unusable} not usable")
         if work.complete(INDEX):
-            index = {"size": size, **made_by, "names": names, "files": [files[path] for path in paths]}
-            write_text(out / INDEX, json.dumps(index))
+            write_text(
+                out / INDEX, json.dumps({"size": size, **made_by, "names": names, "files": [files[each] for each in paths]})
+            )
             print(f"train on them with data.{'condition_' if stage1 else ''}latents={out}")
         return 1 if unusable else 0
 
     return latents
+
+
+def files_of(names: list[str] | None, paths: list[str]) -> dict[str, str]:
+    """Path -> the file of its latent in OUT. names: of the images; None: they have none, as the rows of a table."""
+    stems = output_stems(names) if names else {path: f"{n:08d}" for n, path in enumerate(paths)}
+    return {path: f"{stem}.safetensors" for path, stem in stems.items()}
+
+
+def encoder(
+    networks: Callable[[], Networks], stable_diffusion: Path, stage1: str, given: dict[str, Any], size: int
+) -> tuple["Encoder", dict[str, str]]:
+    """What encodes images, and the fingerprints of the networks in it.
+
+    Args:    given: those of w and adain that the user set.
+    Raises:  ValueError: these are given for nothing, or images of that size can't be encoded or restored.
+    """
+    if size % 64:
+        raise ValueError(f"size={size}: the training takes multiples of 64")
+    load, digest_of, first_stage = networks()
+    options: dict[str, Any] = {"w": 0.5, "adain": True} | given
+    restores = partial(first_stage, path=stage1, **options) if stage1 else None
+    first = restores() if restores else None
+    if given and not (first and first.options):
+        raise ValueError(f"{min(given)} does nothing: it is of a CodeFormer as stage1; leave it out")
+    made_by = {"autoencoder": digest_of(load(stable_diffusion).vae)}
+    if first:
+        first.check(torch.full((1, 3, size, size), 0.5))
+        made_by["stage1"] = first.fingerprint
+    return Encoder(load, stable_diffusion, restores), made_by
 
 
 @dataclass(frozen=True)
