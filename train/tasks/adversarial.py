@@ -32,6 +32,7 @@ class AdversarialTask(RestorationTask):
 
     offers = RestorationTask.offers | {"fake_logits", "fake_features", "real_features"}
     kept = (*RestorationTask.kept, "adversary")
+    reads = frozenset({"components", "real"})
 
     @staticmethod
     def steps_per_update(config: dict[str, Any]) -> int:

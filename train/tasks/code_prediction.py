@@ -221,6 +221,7 @@ class ControllableTask(PredictsCodes, AdversarialTask):
     """
 
     offers = PredictsCodes.offers | AdversarialTask.offers
+    reads = PredictsCodes.reads | AdversarialTask.reads
 
     def plays(self, update: int) -> bool:
         return super().plays(update) and self.codes.fidelity(update) is not None

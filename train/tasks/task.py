@@ -26,9 +26,6 @@ from train.tasks.row import Row
 from train.tasks.start import start_mistakes
 from train.tasks.validation import Validation, check_scale
 
-# Keys of data for what was made of images before, which only some tasks train on.
-MADE_BEFORE = ("codes", "latents", "condition_latents")
-
 # Tensors that terms of the loss may name, but that only some data have.
 GRADED = frozenset({"negative", "has_negative"})
 
@@ -75,7 +72,7 @@ class RestorationTask(L.LightningModule):
     offers = frozenset({"restored", "hq", "lq"}) | GRADED
     # Groups whose weights and optimizers a checkpoint holds: another one can't go on from it.
     kept: ClassVar[tuple[str, ...]] = ("network", "ema_decay", "optimizer")
-    # Of MADE_BEFORE.
+    # Columns of the data that it trains on: names in data.columns.
     reads: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:
@@ -105,9 +102,9 @@ class RestorationTask(L.LightningModule):
         train/jobs/config.py asks before anything is built or read. Subclasses add what they know.
         """
         yield from start_mistakes(config)
-        for key in MADE_BEFORE:
-            if key not in cls.reads and (value := config["data"].get(key)) is not None:
-                yield f"data.{key}={value}: {cls.__name__} trains without: set data.{key}=null"
+        for name, column in config["data"].get("columns", {}).items():
+            if name not in cls.reads and column["path"] is not None:
+                yield f"{column['key']}={column['path']}: {cls.__name__} trains without: set {column['key']}=null"
 
     @staticmethod
     def steps_per_update(config: dict[str, Any]) -> int:
