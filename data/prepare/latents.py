@@ -116,14 +116,12 @@ def command(networks: Callable[[], Networks]) -> Command:
             shard=place,
             preload=("torch", "cv2", "diffusers", "transformers"),
         )
-        unusable = work.unusable()
-        print(f"{len(work.own) - unusable} of {len(work.own)} images have latents, {unusable} not usable")
+        print(f"{len(work.own) - work.unusable()} of {len(work.own)} images have latents, {work.unusable()} not usable")
         if work.complete(INDEX):
-            write_text(
-                out / INDEX, json.dumps({"size": size, **made_by, "names": names, "files": [files[each] for each in paths]})
-            )
+            index = {"size": size, **made_by, "names": names, "files": [files[path] for path in paths]}
+            write_text(out / INDEX, json.dumps(index))
             print(f"train on them with data.{'condition_' if stage1 else ''}latents={out}")
-        return 1 if unusable else 0
+        return 1 if work.unusable() else 0
 
     return latents
 
