@@ -12,10 +12,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one of as many processes as there are
 
 # A process takes a whole file at a time (--dist loadfile): the longest come first, so that none is left with one at the end.
 LONGEST = [
-    *("parity/test_parity.py", "conf/test_recipes.py", "train/jobs/test_sweep.py", "train/runs/test_times.py"),
-    *("train/runs/test_run.py", "train/tasks/test_control.py", "train/tasks/test_code_prediction.py"),
-    *("train/tasks/test_gfpgan.py", "train/jobs/test_cli.py", "conf/test_mistakes.py", "train/runs/test_preflight.py"),
-    *("train/tasks/test_control_latents.py", "test_contributing.py", "degradations/test_batched.py", "models/test_swinir.py"),
+    *("parity/test_parity.py", "train/jobs/test_sweep.py", "conf/test_recipes.py", "train/tasks/test_control.py"),
+    *("train/tasks/test_gfpgan.py", "train/runs/test_run.py", "train/tasks/test_code_prediction.py"),
+    *("train/jobs/test_cli.py", "train/runs/test_times.py", "conf/test_mistakes.py", "train/runs/test_preflight.py"),
+    *("train/tasks/test_control_latents.py", "train/jobs/test_stages.py", "train/jobs/test_new_family.py"),
+    *("test_contributing.py", "degradations/test_batched.py", "models/test_swinir.py"),
 ]
 
 

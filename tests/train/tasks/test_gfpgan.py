@@ -82,10 +82,17 @@ def part(run: Path, prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in last(run)["state_dict"].items() if k.startswith(prefix)}
 
 
-def test_all_discriminators_train_beside_a_frozen_prior(given: Path, cli: Cli, tmp_path: Path) -> None:
-    code, printed = cli(*full(given, "adversary.discriminators.image.loss.terms.r1.every_n_steps=2"))
-    assert code == 0, printed
-    run = tmp_path / "runs" / "run"
+@pytest.fixture(scope="module")
+def run(given: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three updates of all that there is."""
+    attempt = Attempt(
+        tmp_path_factory.mktemp("run"), full(given, "adversary.discriminators.image.loss.terms.r1.every_n_steps=2")
+    )
+    assert attempt.wait() == 0, attempt.printed
+    return attempt.cwd / "runs" / "run"
+
+
+def test_all_discriminators_train_beside_a_frozen_prior(given: Path, run: Path) -> None:
     network, prior = part(run, "network."), official.read(given / "prior.pth").state
     for prefix in ("network.", "ema.average."):
         decoder = part(run, f"{prefix}stylegan_decoder.")
@@ -105,16 +112,13 @@ def test_all_discriminators_train_beside_a_frozen_prior(given: Path, cli: Cli, t
     assert any(not torch.equal(network[key], part(run, "ema.average.")[key]) for key in network)
 
 
-def test_a_run_goes_on_from_the_discriminators_of_another(given: Path, cli: Cli, tmp_path: Path) -> None:
-    code, printed = cli(*full(given))
-    assert code == 0, printed
-    first = tmp_path / "runs" / "run"
+def test_a_run_goes_on_from_the_discriminators_of_another(given: Path, run: Path, cli: Cli, tmp_path: Path) -> None:
     held = ["trainer.max_steps=1", "optimizer.lr=1e-12", "name=second", "init.prior=null"]
-    ckpts = [f"adversary.discriminators.{name}.ckpt={first}" for name in ("image", *PARTS)]
-    code, printed = cli(*full(given, f"init.ckpt={first}", *ckpts, *held))
+    ckpts = [f"adversary.discriminators.{name}.ckpt={run}" for name in ("image", *PARTS)]
+    code, printed = cli(*full(given, f"init.ckpt={run}", *ckpts, *held))
     assert code == 0, printed
     for name in ("image", *PARTS):
-        one, two = (part(run, f"adversary.discriminators.{name}.") for run in (first, tmp_path / "runs" / "second"))
+        one, two = (part(each, f"adversary.discriminators.{name}.") for each in (run, tmp_path / "runs" / "second"))
         assert all(torch.allclose(one[key], two[key], atol=1e-6) for key in one)
     code, printed = cli(*full(given, f"adversary.discriminators.mouth.ckpt={given}/clean.pth", "name=third"))
     assert code == 1
