@@ -240,9 +240,11 @@ def test_only_the_backbone_imports_diffusers() -> None:
     """Importing it takes seconds, which a training of another network would lose."""
     heavy = {"diffusers", "transformers", "models.diffusion.stable_diffusion", "models.diffusion.diffbir"}
     importing = {}
-    for file in (CONF.parents[2] / "models").rglob("*.py"):
+    root = CONF.parents[2]
+    for file in (root / "models").rglob("*.py"):
         top = [node for node in ast.parse(file.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
         modules = {node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in top}
-        importing[file.stem] = modules & heavy
+        importing[str(file.relative_to(root))] = modules & heavy
     assert len(importing) > 30
-    assert {name for name, found in importing.items() if found} == {"stable_diffusion", "diffbir"}
+    users = {name for name, found in importing.items() if found}
+    assert users == {"models/diffusion/stable_diffusion.py", "models/diffusion/diffbir.py"}
