@@ -99,8 +99,7 @@ def command(networks: Callable[[], Networks]) -> Command:
             shard: part i of n of the work as i/n; by default the task's place in a SLURM job array
         """
         place, on = Shard.parse(shard), chosen(device)
-        given = {key: value for key, value in (("w", w), ("adain", adain)) if value is not None}
-        make, made_by = encoder(networks, stable_diffusion, stage1, given, size)
+        make, made_by = encoder(networks, stable_diffusion, stage1, {"w": w, "adain": adain}, size)
         source = open_images(root=str(root))
         names = paths_of(source)
         paths = names or [source.name(index) for index in range(len(source))]
@@ -116,12 +115,13 @@ def command(networks: Callable[[], Networks]) -> Command:
             shard=place,
             preload=("torch", "cv2", "diffusers", "transformers"),
         )
-        print(f"{len(work.own) - work.unusable()} of {len(work.own)} images have latents, {work.unusable()} not usable")
+        unusable = work.unusable()
+        print(f"{len(work.own) - unusable} of {len(work.own)} images have latents, {unusable} not usable")
         if work.complete(INDEX):
             index = {"size": size, **made_by, "names": names, "files": [files[path] for path in paths]}
             write_text(out / INDEX, json.dumps(index))
             print(f"train on them with data.{'condition_' if stage1 else ''}latents={out}")
-        return 1 if work.unusable() else 0
+        return 1 if unusable else 0
 
     return latents
 
@@ -133,16 +133,17 @@ def files_of(names: list[str] | None, paths: list[str]) -> dict[str, str]:
 
 
 def encoder(
-    networks: Callable[[], Networks], stable_diffusion: Path, stage1: str, given: dict[str, Any], size: int
+    networks: Callable[[], Networks], stable_diffusion: Path, stage1: str, asked: dict[str, Any], size: int
 ) -> tuple["Encoder", dict[str, str]]:
     """What encodes images, and the fingerprints of the networks in it.
 
-    Args:    given: those of w and adain that the user set.
+    Args:    asked: w and adain as the user set them, or None.
     Raises:  ValueError: these are given for nothing, or images of that size can't be encoded or restored.
     """
     if size % 64:
         raise ValueError(f"size={size}: the training takes multiples of 64")
     load, digest_of, first_stage = networks()
+    given = {key: value for key, value in asked.items() if value is not None}
     options: dict[str, Any] = {"w": 0.5, "adain": True} | given
     restores = partial(first_stage, path=stage1, **options) if stage1 else None
     first = restores() if restores else None
