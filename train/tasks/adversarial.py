@@ -53,6 +53,11 @@ class AdversarialTask(RestorationTask):
         terms = loss.of_discriminators()
         self.adversarial = set(terms)
         needs_features = loss.needing({"fake_features", "real_features"})
+        if unsaid := loss.needing({"fake_logits", "fake_features", "real_features"}) - self.adversarial:
+            raise ValueError(
+                f"loss.terms.{min(unsaid)} needs a discriminator's answers and does not say whose: derive its class from "
+                "losses.weighted.OfDiscriminator"
+            )
         for name, term in terms.items():
             of = term.of
             if of not in adversary.discriminators:

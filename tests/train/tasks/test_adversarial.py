@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from losses.adversarial import R1, Adversarial, Discriminate
 from losses.pixel import L1
-from losses.weighted import LossSet, Scheduled
+from losses.weighted import Loss, LossSet, Scheduled
 from train.runs.building import quieten
 from train.tasks import row
 from train.tasks.adversarial import AdversarialTask
@@ -451,3 +451,10 @@ def test_what_it_refuses() -> None:
         task(terms={"l1": L1(weight=1.0, reduction="mean")})
     with pytest.raises(ValueError, match=r"loss.terms.l1 needs \['restored', 'hq'\], but a discriminator offers only"):
         task(d_terms={"l1": L1(weight=1.0, reduction="mean")})
+
+    class Unsaid(Loss):
+        def forward(self, fake_logits: dict[str, Tensor]) -> Tensor:
+            return -fake_logits["image"].mean()
+
+    with pytest.raises(ValueError, match=r"loss.terms.gan needs a discriminator's answers and does not say whose: derive its"):
+        task(terms={"l1": L1(weight=1.0, reduction="mean"), "gan": Unsaid(weight=1.0)})
