@@ -32,9 +32,9 @@ def main() -> None:
             continue
         print(f"slow tests of {file}, {passed / 60:.0f} min after the start", flush=True)
         limit_s = min(HANGS_S, END_S - passed)
-        # INT: pytest names the test that it is at, and stops what its fixtures started
+        # INT: pytest names the test that it is at, and stops what its fixtures started; -x: no failure is lost by that
         limit = ["timeout", "--signal=INT", "--kill-after=30", f"{limit_s:.0f}"]
-        code = subprocess.run([*limit, "pytest", "-m", "slow", "-n", "0", file]).returncode
+        code = subprocess.run([*limit, "pytest", "-x", "-m", "slow", "-n", "0", file]).returncode
         stopped = code in (124, 137)  # by timeout
         if stopped and limit_s < HANGS_S:
             left_out.append(f"{file} (stopped on its way)")
