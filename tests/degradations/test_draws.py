@@ -55,6 +55,7 @@ def test_field_seeds_fit_an_int64():
     assert 0 <= min(seeds) < 2**57
     assert 2**63 > max(seeds) > 2**63 - 2**57
     assert all(type(seed) is int for seed in seeds)
+    assert np.mean(seeds) / 2**63 == pytest.approx(0.5, abs=0.052)  # 4 standard errors of a uniform draw
 
 
 def test_probabilities():

@@ -73,8 +73,9 @@ def test_filtered_is_cv2s(name, size):
     ],
 )
 def test_the_way_of_a_kernel(name, size, way, ways):
-    filtered(photo(*size), KERNELS[name])
+    result = filtered(photo(*size), KERNELS[name])
     assert ways == {way}
+    np.testing.assert_allclose(result, by_cv2(photo(*size), KERNELS[name]), rtol=0, atol=2e-6)
 
 
 SHRUNK = [(64, 48, 20, 15), (63, 51, 63, 51), (63, 51, 79, 64), (60, 52, 1, 1), (23, 23, 5, 5), (5, 7, 2, 3)]

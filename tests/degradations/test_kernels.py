@@ -60,6 +60,7 @@ def test_a_quarter_turn_swaps_the_sigmas(family):
 def test_a_positive_angle_turns_from_x_towards_y_which_is_down(family):
     kernel = FAMILIES[family](9, 3, 1, np.pi / 4, 1.3)
     assert kernel[8, 8] > 4 * kernel[0, 8]
+    np.testing.assert_allclose(kernel, kernel.T, atol=1e-12)  # at 45 degrees x and y are alike
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -284,6 +284,8 @@ def test_both_are_grey_or_none(hq):
         are_grey = {key: bool((image[0] == image[1]).all()) for key, image in degraded.items()}
         assert are_grey["lq"] == are_grey["hq"]
         seen.add(are_grey["hq"])
+        luma = np.tensordot([0.299, 0.587, 0.114], hq.numpy(), 1)
+        np.testing.assert_allclose(degraded["lq"][1], luma if are_grey["lq"] else hq[1], atol=1e-6)
     assert seen == {True, False}
 
 

@@ -38,6 +38,8 @@ def test_hq_is_a_target_alone() -> None:
     restored, hq = RESTORED.clone().requires_grad_(), HQ.clone().requires_grad_()
     loss()(restored, hq).backward()
     assert restored.grad is not None
+    # of (|2x| + 0.5 x^2) / 4
+    assert restored.grad.flatten().tolist() == pytest.approx([0, 0.75, 1, 1.25])
     assert hq.grad is None
 
 

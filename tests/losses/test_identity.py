@@ -88,7 +88,7 @@ def test_the_crop_is_exact(face_px: int) -> None:
     image = torch.from_numpy(photo).permute(2, 0, 1)[None]
     for dtype, atol in ((torch.float64, 1e-12), (torch.float32, 3e-5)):
         ours = aligned_faces(image.to(dtype), face_px)[0].permute(1, 2, 0).numpy()
-        assert np.abs(ours - wanted).max() < atol
+        np.testing.assert_allclose(ours, wanted, rtol=0, atol=atol)
 
 
 def test_the_crop_is_opencvs() -> None:

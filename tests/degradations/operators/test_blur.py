@@ -75,6 +75,8 @@ def test_cutoff_and_length_draws():
     assert_uniform(drawn(BLURS[3], "cutoff_rad"), 1, 3)
     assert_uniform(drawn(BLURS[4], "length_px"), 0, 15)
     assert_uniform(drawn(BLURS[4], "angle_rad"), 0, np.pi)
+    assert drawn(BLURS[3], "cutoff_rad").mean() == pytest.approx(2, abs=0.052)  # 4 standard errors
+    assert drawn(BLURS[4], "length_px").mean() == pytest.approx(7.5, abs=0.39)
 
 
 def test_one_size_is_no_draw():

@@ -30,7 +30,11 @@ def test_sometimes():
 
 @pytest.mark.parametrize(("prob", "done"), [(0, {0}), (1, {1})])
 def test_never_and_always(prob, done):
-    assert {each["done"] for each in draws(Sometimes(prob=prob, operator=Grey()), count=500)} == done
+    operator = Sometimes(prob=prob, operator=Grey())
+    every = draws(operator, count=500)
+    assert {each["done"] for each in every} == done
+    luma = np.tensordot([0.299, 0.587, 0.114], photo(), 1)  # of BT.601
+    np.testing.assert_allclose(operator.apply(photo(), every[0])[1], luma if prob else photo()[1], atol=1e-6)
 
 
 def test_the_probability_does_not_move_the_operators_draws():
@@ -74,6 +78,7 @@ def test_every_way_is_reached_at_the_ends():
     operator = OneOf(probs={"a": 0.1, "b": 0.2, "c": 0.7}, ways={"a": {}, "b": {}, "c": {}})
     seen = [operator.sample(Fixed(value), (8, 8))["way"] for value in (0.0, 0.0999, 0.1001, 0.29, 0.31, 1 - 2**-53)]
     assert seen == ["a", "a", "b", "b", "c", "c"]
+    assert list(operator.limits) == pytest.approx([0.1, 0.3, 1])
 
 
 def test_a_way_does_not_move_the_draws_of_another():

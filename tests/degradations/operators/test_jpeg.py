@@ -14,10 +14,12 @@ def jpeg(codec="libjpeg", quality=(1, 100)):
 def test_libjpeg_reaches_low_and_not_high():
     assert set(drawn(jpeg(quality=(30, 40)), "quality").tolist()) == set(range(30, 40))
     assert set(drawn(jpeg(quality=(40, 40)), "quality").tolist()) == {40}
+    assert drawn(jpeg(quality=(30, 40)), "quality").mean() == pytest.approx(34.5, abs=0.26)  # of 30 to 39; 4 standard errors
 
 
 def test_diffjpeg_does_not_truncate():
     assert_uniform(drawn(jpeg("diffjpeg", (30, 40)), "quality"), 30, 40)
+    assert drawn(jpeg("diffjpeg", (30, 40)), "quality").mean() == pytest.approx(35, abs=0.26)  # 4 standard errors
 
 
 @pytest.mark.parametrize("codec", ["libjpeg", "diffjpeg"])

@@ -98,8 +98,9 @@ def test_the_number_of_levels_sets_the_strength(levels, values, monkeypatch):
     asked = []
     monkeypatch.setattr(noise, "poisson_table", lambda each: asked.append(each) or poisson_table(each))
     image = np.resize(np.arange(levels, dtype=np.float32) / 255, (3, 16, 32))
-    POISSON.apply(image, {"scale": 1.0, "grey": 0, "field_seed": 9})
+    noisy = POISSON.apply(image, {"scale": 1.0, "grey": 0, "field_seed": 9})
     assert asked == [values]
+    np.testing.assert_allclose(noisy * values, np.rint(noisy * values), atol=1e-4)  # counts of photons
 
 
 def test_no_scale_no_noise():

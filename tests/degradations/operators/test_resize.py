@@ -53,13 +53,18 @@ def test_size_is_floor_divided():
 def test_factor_draws():
     down = Downsample(factor=(1, 12), filter="bilinear")
     assert_uniform(drawn(down, "factor"), 1, 12)
-    assert drawn(down, "width", size=(512, 512)).min() >= 42
+    widths = drawn(down, "width", size=(512, 512))
+    assert widths.min() >= 42
+    assert widths.mean() == pytest.approx(512 * np.log(12) / 11 - 0.5, abs=8.3)  # the mean of 512 / x; 4 standard errors
 
 
 def test_resize_back_goes_to_the_hq_size():
     parameters = ResizeBack(filter="bilinear").sample(generator(0, 0, "x"), (40, 56))
     assert parameters == {"height": 40, "width": 56}
     assert ResizeBack(filter="bicubic").apply(photo(7, 9), parameters).shape == (3, 40, 56)
+    ramp = np.tile(np.arange(7, dtype=np.float32), (3, 5, 1))
+    back = ResizeBack(filter="bilinear").apply(ramp, parameters)  # 8 times as wide: eighths, from 1/16 on
+    np.testing.assert_allclose(back[0, 20], np.clip((np.arange(56) + 0.5) / 8 - 0.5, 0, 6), atol=1e-5)
 
 
 def test_random_resize_draws():
@@ -95,6 +100,8 @@ def test_positions_by_scale_only_where_the_scale_gives_the_size():
 def test_a_side_never_vanishes():
     operator = RandomResize(**{**COMMON, "down_prob": 0.8}, of_hq=0.25, positions="size")
     assert {(each["height"], each["width"]) for each in draws(operator, count=50, size=(4, 8))} >= {(1, 1)}
+    one = operator.apply(photo(4, 8), {"scale": 0.15, "filter": "area", "height": 1, "width": 1})
+    np.testing.assert_allclose(one[:, 0, 0], photo(4, 8).mean(axis=(1, 2)), rtol=1e-5)
 
 
 def test_errors():

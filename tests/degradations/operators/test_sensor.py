@@ -101,6 +101,7 @@ def test_draws():
         assert_uniform(drawn(operator(), name), *RANGES[name])
     for name in ("full_well_e", "read_noise_e"):
         assert_uniform(np.log(drawn(operator(), name)), *np.log(RANGES[name]))
+        assert np.median(drawn(operator(), name)) == pytest.approx(np.prod(RANGES[name]) ** 0.5, rel=0.14)  # 4 standard errors
 
 
 def test_errors():

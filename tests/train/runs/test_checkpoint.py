@@ -48,6 +48,12 @@ def write(path: Path, step: int) -> Path:
     return path
 
 
+def saved(path: Path) -> float:
+    """What every weight of a file that `write` made is: its step."""
+    (value,) = torch.load(path, weights_only=True)["state_dict"]["w"].unique().tolist()
+    return value
+
+
 def checkpoints(**changes: Any) -> Checkpoints:
     options = {"every_n_steps": 2, "every_s": None, "keep": 2, "keep_best": 0, "monitor": "psnr", "mode": "maximize"}
     return Checkpoints(**(options | changes))
@@ -77,6 +83,8 @@ def test_every_n_updates_and_the_newest_kept(tmp_path: Path) -> None:
     files = {path.name for path in (tmp_path / "checkpoints").iterdir()}
     assert files == {*names(tmp_path), "step_0000006.ckpt.sha256", "step_0000008.ckpt.sha256"}, "no stray files"
     assert (tmp_path / "checkpoints/last.ckpt").samefile(tmp_path / "checkpoints/step_0000008.ckpt")
+    assert saved(tmp_path / "checkpoints/last.ckpt") == 8.0
+    assert saved(tmp_path / "checkpoints/step_0000006.ckpt") == 6.0
     done = subprocess.run(["sha256sum", "-c", "step_0000008.ckpt.sha256"], cwd=tmp_path / "checkpoints", capture_output=True)
     assert done.returncode == 0
 
@@ -88,6 +96,7 @@ def test_the_best_stay_and_come_back_with_the_state(tmp_path: Path) -> None:
         advance(callback, trainer, step, psnr=psnr)
     assert names(tmp_path) == ["best.ckpt", "last.ckpt", "step_0000002.ckpt", "step_0000003.ckpt"]
     assert (tmp_path / "checkpoints/best.ckpt").samefile(tmp_path / "checkpoints/step_0000002.ckpt")
+    assert saved(tmp_path / "checkpoints/best.ckpt") == 2.0, "of update 2, with 25 dB"
     again = checkpoints(every_n_steps=100, keep=1, keep_best=2)
     again.load_state_dict(callback.state_dict())
     again.on_train_start(trainer)
@@ -167,6 +176,7 @@ def test_a_broken_newest_file_is_named_set_aside_and_the_one_before_used(tmp_pat
     second.write_bytes({"truncated": bytes(whole[:-100]), "flipped": bytes(whole), "emptied": b""}[harm])
     found, news = newest_whole(tmp_path)
     assert found == first
+    assert saved(found) == 1.0
     assert len(news) == 1
     assert "step_0000002.ckpt is broken (its SHA-256 is not the one beside it" in news[0]
     assert (tmp_path / "step_0000002.ckpt.broken1").exists(), "nothing is deleted"

@@ -1,5 +1,6 @@
 """The adversarial engine against a loop written out by hand, and what it promises about counts, freezing and going on."""
 
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -339,7 +340,7 @@ def test_the_scaler_of_the_discriminators_is_kept(tmp_path: Path) -> None:
     second, after = task(), trainer(4)
     after.fit(second, loader, ckpt_path=tmp_path / "run.ckpt", weights_only=True)
     assert after.global_step == 4
-    assert second.scaler.state_dict()["scale"] == 512
+    assert second.scaler.state_dict()["scale"] == 512.0
     assert second.scaler.state_dict()["_growth_tracker"] == 9
 
 
@@ -362,6 +363,7 @@ def test_the_alarm_says_that_a_discriminator_has_won(capsys: pytest.CaptureFixtu
     assert printed.count("for 6 updates in a row") == 2, "again after as many"
     assert "gap of discriminator image is 80, outside of adversary.alarm.gap=[-1, 30]: it tells all images apart" in printed
     assert [row["alarm/image_loss"] for row in rows] == [1, 2, 3, 4, 5, 6, 7]
+    assert (rows[0]["train/image.real"], rows[0]["train/image.fake"]) == pytest.approx((40, -40))
 
 
 def test_the_alarm_counts_updates_and_not_micro_batches() -> None:
@@ -415,8 +417,9 @@ def test_ranks_talk_in_logged_updates_alone(monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_alarm_says_that_a_discriminator_is_worse_than_chance(capsys: pytest.CaptureFixture[str]) -> None:
     made = task(d_optimizer=partial(torch.optim.SGD, lr=0.0), alarm=quiet_alarm(loss=(0.01, 20), gap=(-1, 30), steps=2))
     made.adversary.discriminators["image"].network = Rigged(real=-12.0, fake=12.0)
-    fit(made, 4, 2)
+    rows = fit(made, 4, 2)
     printed = capsys.readouterr().out
+    assert rows[0]["train/image.gan"] == pytest.approx(2 * math.log1p(math.exp(12))), "softplus of 12 for each side"
     assert "loss of discriminator image is 24, outside" in printed
     assert "it judges worse than chance" in printed
 

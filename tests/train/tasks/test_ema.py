@@ -26,3 +26,5 @@ def test_average_is_never_trained_and_stays_in_eval_mode() -> None:
     assert not owner.ema.average.training
     assert not any(p.requires_grad for p in owner.ema.parameters())
     assert set(owner.state_dict()) == {"ema.average.0.weight", "ema.average.0.bias"}
+    x = torch.rand(4, 2)
+    torch.testing.assert_close(owner.ema.average(x), owner.ema.average[0](x))  # dropout does nothing

@@ -44,4 +44,4 @@ def test_sums_hold_no_graph_and_are_in_float32() -> None:
         means.add({"loss": (weight * value).bfloat16()})
     assert means.sums["loss"].item() == 258
     assert not means.sums["loss"].requires_grad
-    assert means.take()["loss"].item() == 86
+    assert means.take()["loss"].item() == pytest.approx(258 / 3)

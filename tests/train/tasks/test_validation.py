@@ -63,7 +63,10 @@ def test_lpips_without_weights_is_left_out_with_the_reason() -> None:
 
     validation = Validation(lpips=missing, pictures=0, luma=False, border_px=0)
     validation.update(restored=torch.zeros(1, 3, 16, 16), lq=torch.zeros(1, 3, 16, 16), hq=torch.ones(1, 3, 16, 16))
-    assert set(validation.compute()) == {"psnr", "psnr_lq", "ssim", "ssim_lq"}
+    values = {name: value.item() for name, value in validation.compute().items()}
+    # black for white: a mean squared error of 1, and of SSIM the constant 0.01^2 over 1 plus it
+    dark = 1e-4 / (1 + 1e-4)
+    assert values == pytest.approx({"psnr": 0, "psnr_lq": 0, "ssim": dark, "ssim_lq": dark}, abs=1e-5)
     assert validation.lpips_missing == "alexnet.pth does not exist"
 
 
@@ -86,6 +89,7 @@ def test_a_border_that_leaves_less_than_ssim_needs(side: int, border: int, fits:
     images = {name: torch.zeros(1, 3, side, side + 4) for name in ("restored", "lq", "hq")}
     if fits:
         validation.update(**images)
+        assert validation.compute()["ssim"].item() == pytest.approx(1), "of the 11x15 pixels that are left"
         return
     with pytest.raises(
         ValueError, match=rf"validation\.border_px={border} leaves less of an image of {side}x{side + 4} than the 11"
