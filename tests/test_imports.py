@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("data", "degradations", "losses", "models", "restoration", "train")
 HEAVY = {"hydra", "lightning", "omegaconf"}
 
-# Room -> what of ours it may import besides itself, by the beginnings of module names, and which heavy packages. The longest
-# name of a room that a file lies in counts. A __main__.py is a command: it may read conf/ and name any class there.
+# Room -> the other rooms and single modules of ours that it may import, and which heavy packages. A file lies in the room of
+# the longest name that its own begins with. A __main__.py is a command, and may know more than its room.
 MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "degradations": (set(), set()),
+    "degradations.__main__": ({"degradations"}, {"hydra"}),
     "losses": (set(), set()),
     "models": (set(), set()),
     "models.diffusion": ({"models", "models.files"}, set()),
@@ -26,22 +26,23 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
         },
         set(),
     ),
-    "data.prepare": ({"data", "data.sources", "data.columns", "data.prepare.jobs", "models.files"}, set()),
+    "data.prepare": ({"data", "data.sources", "data.columns", "data.prepare.jobs"}, set()),
+    "data.prepare.__main__": ({"data.prepare", "data.prepare.jobs", "models.files", "models.diffusion"}, set()),
     "data.prepare.jobs": ({"data", "data.sources"}, set()),
-    "train": (set(), HEAVY),  # the ground floor: train/*.py
-    "train.tasks": ({"train", "data.batch", "losses.weighted", "losses.frozen", "models.files", "models.diffusion"}, HEAVY),
-    "train.runs": ({"train", "train.tasks", "data.batch", "models.files"}, HEAVY),
-    "train.jobs": ({"train", "train.tasks", "train.runs", "models.files"}, HEAVY),
+    "train": (set(), {"lightning"}),  # the ground floor: train/*.py
+    "train.tasks": (
+        {"train", "data.batch", "losses.weighted", "losses.frozen", "models.files", "models.diffusion"},
+        {"lightning"},
+    ),
+    "train.runs": ({"train", "train.tasks"}, HEAVY),
+    "train.jobs": ({"train", "train.tasks", "train.runs"}, HEAVY),
     "restoration": (
         {"models", "models.files", "models.diffusion", "data", "data.sources", "train", "train.jobs.config"},
-        HEAVY,
+        set(),
     ),
 }
-# Rooms within rooms, which a room's own files import only where the table says so.
-INNER = {
-    *("data.sources", "data.columns", "data.prepare", "data.prepare.jobs"),
-    *("models.diffusion", "models.files", "train.tasks", "train.runs", "train.jobs"),
-}
+ROOMS = {room for room in MAY_IMPORT if "." not in room}
+INNER = MAY_IMPORT.keys() - ROOMS  # rooms within rooms, which a room's own files import only where the table says so
 COMMANDS = {"models.official": "models.files", "models.weights": "models.files", "train.stages": "train.jobs"}  # python -m NAME
 
 
@@ -52,17 +53,24 @@ def modules() -> dict[str, Path]:
 
 
 MODULES = modules()
+FOLDERS = {name.rpartition(".")[0] for name in MODULES} - {""}  # packages, by the same names; most have no __init__.py
 
 
 def imported(file: Path) -> set[str]:
-    """Names of modules, also of those that a function imports or that only a type checker does."""
-    names = set()
+    """Names of modules and packages, also of those that a function imports, that only a type checker does, or that a string
+    names, as in get_object("models.swinir.SwinIR"): a string that is one such name and nothing else."""
+    names: set[str] = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{file}:{node.lineno} is a relative import, which hides its room"
             whole = {f"{node.module}.{alias.name}" for alias in node.names}
-            names |= (whole & MODULES.keys()) | ({node.module} if whole - MODULES.keys() else set())
+            ours = whole & (MODULES.keys() | FOLDERS)
+            names |= ours | ({node.module} if whole - ours else set())
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            said = node.value if node.value in MODULES else node.value.rpartition(".")[0]
+            names |= {said} & MODULES.keys() if "." in said else set()
     return names
 
 
@@ -71,10 +79,10 @@ def room_of(module: str) -> str:
 
 
 def allowed(module: str, name: str) -> bool:
-    room, (ours, heavy) = room_of(module), MAY_IMPORT.get(room_of(module), MAY_IMPORT[module.split(".")[0]])
-    top = name.split(".")[0]
+    room, top = room_of(module), name.split(".")[0]
+    ours, heavy = MAY_IMPORT[room]
     if top in HEAVY:
-        return top in heavy or (module.endswith("__main__") and top == "hydra")
+        return top in heavy
     if top not in ROOMS:
         return True
     if room_of(name) == room or room_of(name) == COMMANDS.get(module):
@@ -147,10 +155,40 @@ def test_a_circle_is_seen() -> None:
         ("losses.pixel", "models.vgg"),
         ("degradations.operators.blur", "data.batch"),
         ("models.vqgan", "lightning"),
+        ("train.ranks", "train.tasks"),  # from train import tasks
+        ("data.faces", "data.prepare"),
+        ("data.prepare.codes", "models.files.official"),
+        ("restoration.run", "hydra"),
     ],
 )
 def test_a_wrong_direction_is_seen(module: str, name: str) -> None:
     assert not allowed(module, name)
+
+
+@pytest.mark.parametrize(
+    ("line", "names"),
+    [
+        ("import train.tasks.task as t", {"train.tasks.task"}),
+        ("from train import tasks, ranks", {"train.tasks", "train.ranks"}),
+        ("from train.ranks import say", {"train.ranks"}),
+        ("def f():\n    from models.files import official", {"models.files.official"}),
+        ("get_object('models.swinir.SwinIR')", {"models.swinir"}),
+        ("import_module('models.swinir')", {"models.swinir"}),
+        ("say('see models.swinir.SwinIR')", set()),
+    ],
+)
+def test_every_way_to_import_is_seen(line: str, names: set[str], tmp_path: Path) -> None:
+    file = tmp_path / "file.py"
+    file.write_text(line)
+    assert imported(file) == names
+
+
+def test_a_relative_import_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "file.py"
+    for line in ("from . import task", "from .task import RestorationTask"):
+        file.write_text(line)
+        with pytest.raises(AssertionError, match="is a relative import"):
+            imported(file)
 
 
 def test_lightning_is_known_to_the_data_module_only() -> None:

@@ -2,33 +2,33 @@
 
 import sys
 
-from hydra.utils import get_method, get_object
-
 from data.prepare import align, check, codes, components, filtering, latents, pack, resize
 from data.prepare.jobs.arguments import Command, main
 
 
-def networks() -> codes.Networks:
-    """Known here by name alone, as in conf/; imported when a command asks."""
-    return codes.Networks(get_method("models.files.official.build"), get_method("models.files.fingerprints.codebook_digest"))
+def codebook_networks() -> codes.Networks:
+    """What `codes` needs of models/, imported only when that command runs."""
+    from models.files import fingerprints, official
+
+    return codes.Networks(official.build, fingerprints.codebook_digest)  # type: ignore[arg-type]  # codes checks which network it is
 
 
-def autoencoder() -> latents.Networks:
-    names = (
-        "models.diffusion.stable_diffusion.load_autoencoder",
-        "models.files.fingerprints.digest_of",
-        "models.files.first_stage.FirstStage",
-    )
-    return latents.Networks(*(get_object(name) for name in names))
+def latent_networks() -> latents.Networks:
+    """What `latents` needs of models/, imported only when that command runs, as diffusers takes seconds."""
+    from models.diffusion.stable_diffusion import load_autoencoder
+    from models.files.fingerprints import digest_of
+    from models.files.first_stage import FirstStage
+
+    return latents.Networks(load_autoencoder, digest_of, FirstStage)
 
 
 COMMANDS: dict[str, Command] = {
     "align": align.align,
     "check": check.check,
-    "codes": codes.command(networks),
+    "codes": codes.command(codebook_networks),
     "filter": filtering.filter_faces,
     "landmarks": components.landmarks,
-    "latents": latents.command(autoencoder),
+    "latents": latents.command(latent_networks),
     "pack": pack.pack,
     "resize": resize.resize,
 }
