@@ -1,4 +1,7 @@
-"""Small real pictures in a folder, and a degradation that shows which parameters it was given."""
+"""Small pictures in a folder, a degradation that shows which parameters it was given, and one real portrait.
+
+The portrait is of Eileen Collins (NASA); it comes with scikit-image.
+"""
 
 import io
 
@@ -6,6 +9,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from skimage.data import astronaut
+
+from data.prepare.landmarks import TEMPLATE, similarity, warp
+
+# eyes, nose, corners of the mouth in the 512x512 photograph, to about a pixel
+LANDMARKS = np.array([[203.9, 99.9], [246.4, 102.0], [224.5, 127.7], [201.4, 139.0], [244.9, 140.8]])
 
 
 class Shade:
@@ -52,3 +61,15 @@ def folder(tmp_path):
     for number in range(7):
         Image.fromarray(textured(24, 20, number)).save(root / f"img_{number}.png")
     return root
+
+
+@pytest.fixture(scope="session")
+def photograph():
+    """(512, 512, 3) uint8 RGB, the face about 110 px high."""
+    return astronaut()
+
+
+@pytest.fixture(scope="session")
+def portrait(photograph):
+    """(512, 512, 3) uint8 RGB, aligned to the template."""
+    return warp(photograph, similarity(LANDMARKS, TEMPLATE), 512, "grey")

@@ -108,7 +108,9 @@ def test_keep_decoded_keeps_both(lq, tmp_path):
     hq = enlarged(lq, tmp_path / "hq", 2)
     dataset, again = pairs(lq, hq, keep_decoded=True), pairs(lq, hq)
     assert all((dataset[position]["hq"] == again[position]["hq"]).all() for position in (0, 3, 0))
-    assert [len(each) for each in dataset.decoded.values()] == [2] * len({image_at(position, 3, 1) for position in (0, 3)})
+    assert [len(each) for each in dataset.reader.decoded.values()] == [2] * len(
+        {image_at(position, 3, 1) for position in (0, 3)}
+    )
 
 
 # names and sizes

@@ -14,6 +14,7 @@ from data.sources.files import ImageFolder
 from tests.data.samples import face_dataset
 from train.jobs.config import ConfigError, check
 from train.runs.building import build
+from train.tasks.regression import RegressionTask
 
 CONF = Path(__file__).parents[3] / "conf"
 
@@ -34,6 +35,12 @@ class Ages(Column):
         return torch.tensor(self.ages[picture.index])
 
 
+class AgeAwareTask(RegressionTask):
+    """One that trains on it: it names the column."""
+
+    reads = frozenset({"age"})
+
+
 LINE = "{_target_: tests.data.columns.test_column.Ages, key: data.columns.age.path, path: FILE}"
 
 
@@ -52,7 +59,11 @@ def ages(folder, tmp_path):
 
 
 def test_a_further_column_is_a_line_of_configuration(folder, ages):
-    data = build(config(folder, f"+data.columns.age={LINE.replace('FILE', str(ages))}")["data"])
+    own = [f"+data.columns.age={LINE.replace('FILE', str(ages))}"]
+    with pytest.raises(ConfigError, match=r"ages\.json: RegressionTask trains without: set data\.columns\.age\.path=null"):
+        config(folder, *own)
+    own.append("task._target_=tests.data.columns.test_column.AgeAwareTask")
+    data = build(config(folder, *own)["data"])
     assert list(data.columns) == ["age"], "those without a path are left out"
     batch = next(iter(data.train_dataloader()))
     numbers = [next(data.faces.order.at(position)[0]) for position in batch["position"].tolist()]
@@ -60,7 +71,7 @@ def test_a_further_column_is_a_line_of_configuration(folder, ages):
     assert "age" not in next(iter(data.val_dataloader()))
     ages.write_text('{"img_0.png": 1.0}')
     with pytest.raises(ValueError, match=r"data\.columns\.age\.path=.*ages\.json lacks 'img_1\.png'"):
-        build(config(folder, f"+data.columns.age={LINE.replace('FILE', str(ages))}")["data"])
+        build(config(folder, *own)["data"])
 
 
 @pytest.mark.filterwarnings("ignore:data.on_error=skip passes over")

@@ -1,18 +1,13 @@
-"""The command line in this process, and one real portrait: Eileen Collins (NASA), which comes with scikit-image."""
+"""The command line in this process."""
 
 from multiprocessing import forkserver
 
 import cv2
 import numpy as np
 import pytest
-from skimage.data import astronaut
 
 from data.prepare.__main__ import COMMANDS
 from data.prepare.jobs.arguments import main
-from data.prepare.landmarks import TEMPLATE, similarity, warp
-
-# eyes, nose, corners of the mouth in the 512x512 photograph, to about a pixel
-LANDMARKS = np.array([[203.9, 99.9], [246.4, 102.0], [224.5, 127.7], [201.4, 139.0], [244.9, 140.8]])
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -35,18 +30,6 @@ def prepare(capsys, monkeypatch):
         return code, printed.out + printed.err
 
     return call
-
-
-@pytest.fixture(scope="session")
-def photograph():
-    """(512, 512, 3) uint8 RGB, the face about 110 px high."""
-    return astronaut()
-
-
-@pytest.fixture(scope="session")
-def portrait(photograph):
-    """(512, 512, 3) uint8 RGB, aligned to the template."""
-    return warp(photograph, similarity(LANDMARKS, TEMPLATE), 512, "grey")
 
 
 def write(path, rgb, *options):

@@ -8,7 +8,8 @@ import pytest
 
 from data.prepare.align import COLUMNS, POINTS
 from data.prepare.landmarks import TEMPLATE, affine, similarity
-from tests.data.prepare.conftest import LANDMARKS, textured, write
+from tests.data.conftest import LANDMARKS
+from tests.data.prepare.conftest import textured, write
 
 
 def rows(out):

@@ -12,7 +12,8 @@ from data.columns.components import COLUMNS, HASH, Components, read
 from data.prepare.components import components
 from data.prepare.landmarks import TEMPLATE, affine, similarity
 from data.sources.files import ImageFolder
-from tests.data.prepare.conftest import LANDMARKS, textured, write
+from tests.data.conftest import LANDMARKS
+from tests.data.prepare.conftest import textured, write
 from tests.data.samples import DRAWS, bound, picture
 
 LEFT, RIGHT, _, *CORNERS = affine(similarity(LANDMARKS, TEMPLATE), LANDMARKS)  # of the portrait, to about 3 px
