@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.cluster.slurm import Cluster
 from tests.toy import ROOT, TINY_DATA, TINY_NETWORK, TINY_RUN, train, write_photographs
+from tests.train.jobs.cluster.slurm import Cluster
 
 pytestmark = pytest.mark.slow
 LAUNCHER = ["hydra/launcher=slurm", "hydra.launcher.poll_s=0.5"]
@@ -23,12 +23,19 @@ def toy(tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> li
     for name, value in cluster.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # of tests.cluster.slow
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # of tests.train.jobs.cluster.slow
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     root = f"data.root={write_photographs(tmp_path / 'photographs')}"
     common = [*TINY_NETWORK, *TINY_DATA, *TINY_RUN, "validation.lpips=null", "schedule=constant", "data.batch_size=1"]
     ranks = ["trainer.devices=2", "trainer.strategy=ddp"]
-    return ["experiment=demo", "data=folder", *common, root, *ranks, "degradation._target_=tests.cluster.slow.SlowPipeline"]
+    return [
+        "experiment=demo",
+        "data=folder",
+        *common,
+        root,
+        *ranks,
+        "degradation._target_=tests.train.jobs.cluster.slow.SlowPipeline",
+    ]
 
 
 def start(arguments: list[str], cwd: Path) -> subprocess.Popen[str]:

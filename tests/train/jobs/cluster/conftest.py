@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.cluster.slurm import Cluster, why_not
+from tests.train.jobs.cluster.slurm import Cluster, why_not
 
 
 @pytest.fixture(scope="session")
