@@ -9,7 +9,11 @@ Parameters = dict[str, Any]  # operator -> {name: number or word}, the same name
 
 
 class Sample(TypedDict, total=False):
-    """One place of a batch. A degradation that works on batches makes lq of hq and parameters later; target is then the HQ."""
+    """What a data set gives for one position. The comments of Batch say what each is.
+
+    Where the degradation works on batches, `lq` is missing: it is made later of `hq` and `parameters`, and `target`, if given,
+    then takes the place of `hq`.
+    """
 
     lq: Tensor  # (3, h, w) float32 RGB in [0, 1]
     hq: Tensor  # (3, h, w) float32 RGB in [0, 1]

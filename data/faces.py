@@ -19,7 +19,8 @@ from data.reading import Images, Picture, Reader, read_photos, sizes
 class FaceDataset(Dataset[Sample]):
     """Training samples by position 0, 1, 2, …, without end; PositionSampler says which positions to ask for.
 
-    Args:    columns: what was made of the images before training; each adds its tensor to the samples.
+    Args:    images: to train on, with their targets and negatives where they have some.
+             columns: what was made of the images before training; each adds its tensor to the samples.
              degradation: makes the LQ of an image; None: the images are LQs, and targets are given.
              augmentation: of an image and what belongs to it alike, before everything else.
              cut: to the training size. An image below it is an error, whatever on_error says.

@@ -55,10 +55,11 @@ class FaceData(LightningDataModule):
 
     The Trainer must leave the order alone: use_distributed_sampler=False. Positions count samples over all ranks.
 
-    Args:    columns: name -> what was made of the images before training; those without a path are left out.
+    Args:    roots: where the images lie.
+             columns: name -> what was made of the images before training; those without a path are left out.
              degradation: makes LQs; None: root holds LQs, and is paired.
              augmentation, cut, seed, on_error, keep_decoded: see FaceDataset.
-             batch_size: samples a step and device.
+             batch_size: samples of a micro-batch on each device.
              num_workers: processes a loader, 0 reads in the training process.
              val_size: side of the validation images in pixels; None leaves them as they are (then val_batch_size is 1, unless
                  all are of one size).

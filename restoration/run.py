@@ -56,6 +56,8 @@ class Controllable(Protocol):
 
 @dataclass(frozen=True)
 class Options:
+    """The keys of the command; HELP says what each is."""
+
     ckpt: str  # with a second stage, the first's
     input: str
     output: str
@@ -228,7 +230,7 @@ def restorer(options: Options) -> tuple[Restore, torch.device]:
 
 
 def one_network(options: Options, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """(1, 3, h, w) in [0, 1] to the restored image, or to a strip of one for each w; both on the CPU. Raises as above."""
+    """(1, 3, h, w) in [0, 1] to the restored image, or to a strip of one for each w; both on the CPU. Raises as restorer."""
     network: nn.Module = official.build(options.ckpt, options.which).to(device)
     if isinstance(network, IRControlNet):
         raise ValueError(

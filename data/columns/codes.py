@@ -22,7 +22,7 @@ NO_CODES = -1  # in place of the checksum of an image that could not be used
 
 
 def checksum(photo: np.ndarray) -> int:
-    """Of the pixels, 0 to 2 ** 32 - 1."""
+    """CRC-32 of the pixels of a photo (h, w, 3) uint8: 0 to 2 ** 32 - 1."""
     return int(isal_zlib.crc32(np.ascontiguousarray(photo)))
 
 
@@ -79,7 +79,10 @@ def _official(path: Path) -> CodeFile:
 
 
 class Codes(Column):
-    """The codes of the HQs, and of their mirror images. Args: path: see read."""
+    """The codes of the HQs, and of their mirror images.
+
+    Args:    path: a file, see `read`.
+    """
 
     tensor = "target_codes"
 

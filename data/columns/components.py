@@ -93,7 +93,10 @@ def _official(path: Path) -> ComponentFile:
 
 
 class Components(Column):
-    """The components of the HQs, and of their mirror images. Args: path: see read."""
+    """Where the parts of the HQs are, and of their mirror images.
+
+    Args:    path: a file, see `read`.
+    """
 
     tensor = "components"
 

@@ -81,7 +81,7 @@ class Latents(Column):
 
 
 class ConditionLatents(Latents):
-    """Those of given LQs as stage 1 restores them."""
+    """The posteriors of an autoencoder on what stage 1 makes of given LQs (data=pairs)."""
 
     tensor = "condition_moments"
 
@@ -95,7 +95,7 @@ class ConditionLatents(Latents):
             )
 
     def changing(self, setting: Setting) -> list[str]:
-        """As of HQs; the degradation is refused apart."""
+        """As for HQs, but for the degradation, which `bind` refuses whatever it does."""
         return [*setting.moved(), *setting.mirrored()]
 
     def photo(self, picture: Picture) -> np.ndarray:

@@ -9,7 +9,10 @@ from data.reading import Picture, read_image, sizes
 
 
 class RealFaces(Column):
-    """Of images of their own, in an order of their own; cut and mirrored as HQs are, each by itself. Args: path: their root."""
+    """A clean face for each sample, from images of its own in an order of its own, cut and mirrored by draws of its own.
+
+    Args:    path: root of these images (data.real_root).
+    """
 
     tensor = "real"
 

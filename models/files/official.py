@@ -401,7 +401,3 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"wrote {output}")
     except (OSError, RuntimeError, ValueError) as error:
         sys.exit(f"{parser.prog}: {' '.join(str(error).split())}")
-
-
-if __name__ == "__main__":
-    main()

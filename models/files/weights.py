@@ -321,7 +321,3 @@ def _verify(named: list[Entry], options: argparse.Namespace) -> int:
             print(f"{entry.name}: {path}: missing")
             bad += 1
     return min(bad, 1)
-
-
-if __name__ == "__main__":
-    main()

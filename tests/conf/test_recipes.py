@@ -30,7 +30,7 @@ CASES = [
         ("model", name)
         for name in names("model")
         if not any(other in name for other in ("elan", "codeformer", "gfpgan", "ircontrolnet"))
-    ),  # tests below; train/test_codes.py, test_gfpgan.py, test_control.py
+    ),  # tests below, and those of tests/train/tasks/
     *(
         ("experiment", name)
         for name in names("experiment")

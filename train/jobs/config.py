@@ -138,12 +138,15 @@ def nearest(wrong: str, valid: list[str]) -> str:
 
 
 def valid_keys(config: Node, raw: Node) -> list[str]:
-    """Every dotted key that a run with this configuration could take, without those that follow another one in `raw`."""
+    """Every dotted key that a run with this configuration could take, but for those that take their value from another key.
+
+    Args: config, raw: the configuration after and before interpolation.
+    """
     init = [f"init.{key}" for key in config.get("init") or {}]
     keys = [*(key for key in RUN if not key.startswith("init.")), *init, *groups()]
 
     def walk(path: str, value: Any, raw: Any) -> None:
-        if _followed(path, raw):
+        if _short_way_of(path, raw):
             return
         keys.append(path)
         if isinstance(value, dict):
@@ -224,13 +227,13 @@ def _is_node(value: Any) -> bool:
     return isinstance(value, dict) and "_target_" in value
 
 
-def _is_followed(key: str, raw: Any) -> bool:
-    """Whether a key of a node is a short way to others of the node, which follow it: data.columns.codes.path=${data.codes}."""
+def _is_short_way(key: str, raw: Any) -> bool:
+    """Whether a key only gives its value to others of its node: data.codes, as data.columns.codes.path is ${data.codes}."""
     return f"${{{key}}}" in str(raw)
 
 
-def _followed(key: str, raw: Any) -> str | None:
-    """The short way of a key that follows one."""
+def _short_way_of(key: str, raw: Any) -> str | None:
+    """The key that gives a key its value, within the same group: data.codes of data.columns.codes.path. Empty or None: none."""
     name = raw[2:-1] if isinstance(raw, str) and re.fullmatch(r"\$\{[\w.]+\}", raw) else ""
     return name if name.partition(".")[0] == key.partition(".")[0] else None
 
@@ -257,8 +260,8 @@ def _check_node(path: str, node: Node, raw: Any, valid: list[str]) -> Iterator[s
         full = f"{path}.{key}"
         if key in HYDRA_KEYS:
             continue
-        if parameters and key not in parameters and _is_followed(full, raw):
-            if _is_node(value):  # where it is followed it is taken to be checked here
+        if parameters and key not in parameters and _is_short_way(full, raw):
+            if _is_node(value):  # the keys that follow it are not checked again
                 yield from _check_node(full, value, raw[key], valid)
         elif parameters and key not in parameters:
             known = [other for other in valid if other != full and not other.startswith(f"{full}.")]
@@ -266,7 +269,7 @@ def _check_node(path: str, node: Node, raw: Any, valid: list[str]) -> Iterator[s
         elif (
             isinstance(raw, dict)
             and isinstance(raw.get(key), str)
-            and (_is_node(value) or (isinstance(value, dict | list) and not _followed(full, raw[key])))
+            and (_is_node(value) or (isinstance(value, dict | list) and not _short_way_of(full, raw[key])))
         ):
             continue  # an interpolation of a whole node, which is checked in its own place
         else:
@@ -291,7 +294,7 @@ def _check_tree(path: str, value: Any, raw: Any, annotation: Any, valid: list[st
                 others = [key for key in valid if key != full and not key.startswith(f"{full}.") and key.startswith(path)]
                 yield f"{full}={child!r} has no _target_, so nothing reads it{nearest(full, others)}"
     else:
-        key = _followed(path, raw) or path  # what the user sets
+        key = _short_way_of(path, raw) or path  # what the user sets
         mistakes = list(_check_value(key, value, RANGES.get(key, annotation)))
         given = re.fullmatch(r"\$\{init\.(\w+)\}", raw) if isinstance(raw, str) and value is None else None
         yield from [not_given(given[1])] if mistakes and given else mistakes

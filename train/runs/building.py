@@ -18,7 +18,6 @@ from train.environment import environment
 from train.runs.checkpoint import AtomicFiles
 from train.runs.differences import differing_keys
 from train.runs.loggers import CsvLogger
-from train.runs.nonfinite import leave_signals_to_us
 from train.runs.pictures import Pictures
 from train.runs.progress import Progress
 from train.runs.resume import note_origins
@@ -134,6 +133,14 @@ def make_trainer(config: dict[str, Any]) -> L.Trainer:
         raise ValueError(f"trainer: {error}") from error
     leave_signals_to_us(trainer)
     return trainer
+
+
+def leave_signals_to_us(trainer: L.Trainer) -> None:
+    """Turns off Lightning's handlers, which talk to other ranks inside a signal handler, and its question to rank 0 before
+    every batch."""
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    epoch_loop: Any = trainer.fit_loop.epoch_loop
+    epoch_loop._broadcast_sigterm_tensor = lambda: None
 
 
 @rank_zero_only

@@ -97,11 +97,3 @@ def _any_nonfinite(tensors: list[Tensor]) -> Tensor:
     # ord=1: on a CPU five times as fast as the largest value; dtype: half precision would overflow
     norms = torch.stack(torch._foreach_norm(tensors, ord=1, dtype=torch.float32))
     return ~torch.isfinite(norms).all()
-
-
-def leave_signals_to_us(trainer: L.Trainer) -> None:
-    """Turns off Lightning's handlers, which talk to other ranks inside a signal handler, and its question to rank 0 before
-    every batch."""
-    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
-    epoch_loop: Any = trainer.fit_loop.epoch_loop
-    epoch_loop._broadcast_sigterm_tensor = lambda: None

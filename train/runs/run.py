@@ -102,7 +102,7 @@ def announce(config: dict[str, Any], task: RestorationTask, trainer: L.Trainer, 
     say(
         f"{config['name']}: {type(task.network).__name__} of {parameters:.2f} M parameters on {trainer.world_size} x "
         f"{trainer.accelerator.name()}, {trainer.precision}; "
-        f"effective batch {batch * trainer.world_size * accumulate} = {batch} a device x {trainer.world_size} devices x "
+        f"effective batch {task.effective_batch} = {batch} a device x {trainer.world_size} devices x "
         f"{accumulate} accumulated\n"
         f"{f'continues from {checkpoint}' if checkpoint else 'starts at update 0'}, ends at update {trainer.max_steps}; "
         f"writes to {trainer.default_root_dir}"

@@ -54,7 +54,10 @@ class Discriminator(nn.Module):
         self.requires_grad_(False)
 
     def begin(self, name: str) -> None:
-        """Takes the weights of ckpt. Raises ValueError: it holds no such discriminator."""
+        """Loads the weights of ckpt, if there is one. name: in adversary.discriminators.
+
+        Raises: ValueError: the file holds no such discriminator.
+        """
         if not self.ckpt:
             return
         key = f"adversary.discriminators.{name}.ckpt={self.ckpt}"
@@ -64,7 +67,10 @@ class Discriminator(nn.Module):
             raise ValueError(f"{key}: {error}; give the discriminator's own file, or a run with one") from error
 
     def real(self, batch: Batch) -> Tensor:
-        """What it sees of clean faces: of others than the HQs where the data have some, which no part is known of."""
+        """What it sees of clean faces. Whole images are batch["real"] where the data have that, else the HQs.
+
+        A part is always cut out of the HQs, as where it lies in other faces is not known.
+        """
         return batch.get("real", batch["hq"]) if self.part is None else self.seen(batch["hq"], batch)
 
     def seen(self, images: Tensor, batch: Batch) -> Tensor:
@@ -220,7 +226,8 @@ class Adversary(nn.Module):
 
     @contextmanager
     def trainable(self, on: bool = True) -> Iterator[None]:
-        """Gradients reach the discriminators within it. DDP, which looks once at the start, never sees that."""
+        """A context in which gradients reach the discriminators. DDP looks at requires_grad at its start only, so it never
+        averages them."""
         for network in self.networks.values():
             network.requires_grad_(on)
         try:

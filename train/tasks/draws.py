@@ -22,8 +22,8 @@ class AddsNoise(Protocol):
     sample_seeds: list[int] | None
 
 
-class Draws:
-    """Prepares a network and its losses for the samples of a micro-batch."""
+class ModuleDraws:
+    """Gives modules of a network and its losses what they draw at random for the samples of a micro-batch."""
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         modules = list(modules)

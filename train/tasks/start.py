@@ -42,4 +42,4 @@ def start_mistakes(config: dict[str, Any]) -> Iterator[str]:
         yield f"init.prior={prior}: {target} has no prior within: choose network=gfpgan, or give init.ckpt"
     if init["required"] and not prior and not whole and "prior" not in init:
         others = [key for key in init if key not in ("ckpt", "required", "strict", "parts") and init[key] is None]
-        yield from map(not_given, others or ["ckpt"])  # ckpt follows one of the others where there are some
+        yield from map(not_given, others or ["ckpt"])  # else ckpt: ${init.stage1} or the like

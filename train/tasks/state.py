@@ -1,19 +1,12 @@
-"""What a checkpoint of a task holds beside Lightning's own, and how a run goes on from it."""
+"""What a checkpoint of a task holds in addition to what Lightning saves, and how a run goes on from it."""
 
 import os
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, cast
 
 import lightning as L
 import torch
 
 from train import ranks
-
-
-@runtime_checkable
-class Named(Protocol):
-    """A logger whose service knows the run by a name that all attempts at it share: train.runs.loggers.Wandb."""
-
-    run_id: str | None
 
 
 class Saved(Protocol):
@@ -27,25 +20,23 @@ class Saved(Protocol):
 
     @property
     def trainer(self) -> L.Trainer:
-        """Lightning's, which has the ranks and loggers."""
+        """Lightning's, which knows the ranks."""
 
 
 def save(task: Saved, checkpoint: dict[str, Any]) -> None:
     """Adds what Lightning leaves out; its counts of batches go, for they depend on the number of ranks."""
     del checkpoint["loops"]
-    loggers = task.trainer.loggers
     checkpoint |= {
         "config": task.config,
         "effective_batch": task.effective_batch,
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
         "validated": {"step": task.validated_step, "metrics": task.validated},
         "ranks": ranks.gather({"rng": rng_state(), "unreadable": task.unreadable}),
-        "run_ids": {type(each).__name__: each.run_id for each in loggers if isinstance(each, Named) and each.run_id},
     }
 
 
 def load(task: Saved, checkpoint: dict[str, Any]) -> None:
-    """What belongs to one rank is taken up where there are as many ranks as before."""
+    """Takes up what `save` added. What belongs to one rank only where there are as many ranks as before."""
     resume_at(task.trainer, checkpoint["global_step"])
     task.validated_step, task.validated = checkpoint["validated"]["step"], checkpoint["validated"]["metrics"]
     if len(checkpoint["ranks"]) == task.trainer.world_size:

@@ -20,14 +20,14 @@ from losses.weighted import LossSet, Terms, grad_norms
 from train.sharding import shard
 from train.tasks import state
 from train.tasks.calling import Branching, check_arguments, named_outputs, outputs
-from train.tasks.draws import Draws
+from train.tasks.draws import ModuleDraws
 from train.tasks.ema import EMA
 from train.tasks.row import Row
 from train.tasks.start import start_mistakes
 from train.tasks.validation import Validation, check_scale
 
-# Tensors that terms of the loss may name, but that only some data have.
-GRADED = frozenset({"negative", "has_negative"})
+# Tensors that terms of the loss may name, but that only data=hggt has, and only with data.source.negatives=true.
+NEGATIVES = frozenset({"negative", "has_negative"})
 
 Decay = Annotated[float, Interval(ge=0, lt=1)]
 Task = TypeVar("Task", bound=L.LightningModule)
@@ -69,7 +69,7 @@ class RestorationTask(L.LightningModule):
     calls_with: ClassVar[frozenset[str]] = frozenset()
     inputs: ClassVar[int] = 1
     # Tensors that terms of the loss may name; those that the network returns besides come on top.
-    offers = frozenset({"restored", "hq", "lq"}) | GRADED
+    offers = frozenset({"restored", "hq", "lq"}) | NEGATIVES
     # Groups whose weights and optimizers a checkpoint holds: another one can't go on from it.
     kept: ClassVar[tuple[str, ...]] = ("network", "ema_decay", "optimizer")
     # Columns of the data that it trains on: names in data.columns.
@@ -80,7 +80,7 @@ class RestorationTask(L.LightningModule):
         self.offers = self.offers | named_outputs(self.network)
         self.loss.check_offered(self.offers, type(self).__name__)
         self.ema = EMA(self.network, self.ema_decay) if self.ema_decay is not None else None
-        self.draws = Draws([*self.network.modules(), *self.loss.modules()])
+        self.draws = ModuleDraws([*self.network.modules(), *self.loss.modules()])
         self.validated_step = -1  # the update of the last validation, and metric -> value of it
         self.validated: dict[str, float] = {}
         self.positions: list[int] = []  # of the samples of the batch at hand
@@ -113,13 +113,16 @@ class RestorationTask(L.LightningModule):
 
     @staticmethod
     def from_the_start(config: dict[str, Any]) -> dict[str, Any]:
-        """The task's node, in which all that the run comes to train trains at once: what a preflight measures."""
+        """The task's node of the configuration, changed so that parts that begin later train from update 1.
+
+        A preflight measures this, as a few updates of the run itself would not show its full cost.
+        """
         node: dict[str, Any] = config["task"]
         return node
 
     @staticmethod
     def unused_parameters(config: dict[str, Any]) -> bool:
-        """Whether some updates leave out some of what is trained, and DDP must know.
+        """Whether some trained parameters have no gradient in some updates, for which DDP has to look each time.
 
         Here: an output that has parameters of its own (GFPGAN's pyramid) is not in the loss of every update.
         """
@@ -135,11 +138,11 @@ class RestorationTask(L.LightningModule):
         return self.ema.average if self.ema else self.network
 
     def frozen_networks(self) -> list[nn.Module]:
-        """Networks that the task and its losses use without training them; they are no submodules."""
+        """Networks that the task and its losses use without training them; they are not among its submodules."""
         return frozen_within(self)
 
     def restore(self, lq: Tensor) -> Tensor:
-        """(b, 3, h, w) to (b, 3, h, w) in [0, 1]."""
+        """What validation sees: LQ (b, 3, h, w) in [0, 1] to (b, 3, s * h, s * w) in [0, 1], s being the network's scale."""
         return outputs(self.validated_network(lq))["restored"].clamp(0, 1)
 
     def check_start(self) -> None:
@@ -193,7 +196,7 @@ class RestorationTask(L.LightningModule):
         """
         if "restored" in made:
             check_scale(made["restored"], batch["hq"])
-        if lacking := GRADED - batch.keys():
+        if lacking := NEGATIVES - batch.keys():
             without = "on data without negatives (data=hggt data.source.negatives=true has some)"
             self.loss.check_offered(self.offers - lacking, f"{type(self).__name__} {without}")
         return {**made, **{name: value for name, value in batch.items() if name in self.offers}}
@@ -248,7 +251,7 @@ class RestorationTask(L.LightningModule):
         self.log_dict({f"val/{name}": value for name, value in values.items()})
 
     def pictures(self) -> Tensor | None:
-        """(3, h, w) in [0, 1] for train/runs/pictures.py: rows LQ | restored | HQ."""
+        """(3, h, w) in [0, 1] for train/runs/pictures.py: rows LQ | restored | HQ; None where none are kept."""
         return self.validation.strip()
 
     def on_train_batch_end(self, *_: Any) -> None:

@@ -79,7 +79,7 @@ def _prepare(moment: Moment | None, record: Path | None, poison: tuple[int, int]
 class Attempt:
     """One start of a run in a folder; what it prints goes to the folder's `log`.
 
-    Args: moment: see train/victim.py.     record: folder for its record of samples.     poison: rank and update of a NaN.
+    Args: moment: see victim.py.     record: folder for its record of samples.     poison: rank and update of a NaN.
           cold: a fresh `python train.py …`, to which nothing of these can be done.     environment: added to the common one.
     """
 
