@@ -29,6 +29,8 @@ def test_a_sheet_and_its_parameters(portrait, tmp_path, capsys):
     tiles = [sheet[top : top + 64, left : left + 64] for top in (8, 8 + (sheet.shape[0] - 8) // 2) for left in (8, 296)]
     spread = [np.abs(np.diff(tile.astype(int), axis=0)).mean() for tile in tiles]
     assert min(spread) > 0
+    means = data.astronaut()[:256, 96:352].reshape(64, 4, 64, 4, 3).mean(axis=(1, 3))
+    np.testing.assert_allclose(tiles[0], means, atol=1)  # the HQ
     assert len({tile.tobytes() for tile in tiles}) == 4
 
 

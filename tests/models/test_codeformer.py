@@ -248,8 +248,11 @@ def test_no_fidelity_below_zero(w: float) -> None:
 
 def test_bf16_autocast_trains() -> None:
     network, lq = tiny(fix_modules=[]), image()
+    exact = network(lq, w=1, adain=True, code_only=True)
     with torch.autocast("cpu", torch.bfloat16):
         made = network(lq, w=1, adain=True)
+    torch.testing.assert_close(made.latent.float(), exact.latent, atol=0.1, rtol=0)
+    torch.testing.assert_close(made.logits.float(), exact.logits, atol=0.1, rtol=0)
     (made.restored.float().square().mean() + made.logits.float().square().mean()).backward()
     assert trained(network) == {
         *("encoder", "generator", "position_emb", "feat_emb", "ft_layers", "idx_pred_layer"),

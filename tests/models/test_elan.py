@@ -41,8 +41,14 @@ def image(*shape: int) -> Tensor:
 
 @pytest.mark.parametrize("scale", [1, 2, 3, 4])
 def test_sizes(scale: int) -> None:
+    network = tiny(scale=scale).eval()
     with torch.no_grad():
-        assert tiny(scale=scale).eval()(image(2, 3, 21, 37)).shape == (2, 3, 21 * scale, 37 * scale)
+        assert network(image(2, 3, 21, 37)).shape == (2, 3, 21 * scale, 37 * scale)
+        network.tail[0].weight.zero_()  # type: ignore[operator, union-attr]
+        network.tail[0].bias.fill_(0.25)  # type: ignore[operator, union-attr]
+        restored = network(image(1, 3, 16, 16))
+    mean = torch.tensor([0.4488, 0.4371, 0.4040]).view(1, 3, 1, 1)  # of DIV2K, as the official code has it
+    torch.testing.assert_close(restored, (0.25 + mean).expand_as(restored))
 
 
 @pytest.mark.parametrize("n_share", [0, 1])
@@ -64,6 +70,10 @@ def test_equals_the_plain_form(n_share: int, training: bool) -> None:
 def test_gradient_of_the_moves(relu: bool) -> None:
     rows = fill.tensor("input/rows", (1, 4, 3, 7), kind="normal").double().requires_grad_()
     assert torch.autograd.gradcheck(lambda x: Moved.apply(x, 1, relu), rows)
+    (of_sum,) = torch.autograd.grad(Moved.apply(rows.abs() + 1, 1, relu).sum(), rows)
+    wanted = rows.detach().sign()
+    wanted[..., 0, 0] = 0  # the first channel moves left, so that its first column goes nowhere
+    torch.testing.assert_close(of_sum[..., 0], wanted[..., 0])
 
 
 def test_moves_by_hand() -> None:
@@ -84,6 +94,9 @@ def test_orders_by_hand() -> None:
     assert shifted[-4:].tolist() == [15, 12, 3, 0]  # the four corners meet in the last window
     x = torch.rand(2, 16, 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: Reorder.apply(x, order, back), x)
+    there = Reorder.apply(x, order, back)
+    assert torch.equal(there[0, 2], x[0, 4]), "the third pixel of the first window begins the second row"
+    assert torch.equal(Reorder.apply(there, back, order), x)
 
 
 def test_image_skip_starts_as_the_identity() -> None:

@@ -244,6 +244,8 @@ def test_weights_of_the_prior_fit_in_by_name() -> None:
     )
     network = tiny()
     network.stylegan_decoder.load_state_dict(prior.state_dict(), strict=True)
+    latent, noise = torch.randn(2, 12), prior.stored_noise()
+    torch.testing.assert_close(network.stylegan_decoder(latent, noise=noise), prior(latent, noise=noise))
 
 
 @pytest.mark.parametrize("clean", [True, False])

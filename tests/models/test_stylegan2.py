@@ -121,6 +121,9 @@ def test_resampling(kernel: list[float] | None) -> None:
         same_with_gradients(
             lambda x, w: resampler.halve_convolution(x, w, None), lambda x, w: plain_halve_convolution(x, w, kernel), x, each
         )
+    plane = torch.ones(1, 3, 8, 8).double()
+    inside = resampler.halve_convolution(plane, point, None)[0, :, 1:3, 1:3]
+    torch.testing.assert_close(inside, point.sum((1, 2, 3)).view(5, 1, 1).expand(5, 2, 2))  # a kernel's sum is 1
 
 
 def test_a_kernel_keeps_a_plane_as_it_is() -> None:

@@ -65,7 +65,9 @@ def test_output_grows_by_upscale_at_odd_sizes(upsampler: str, upscale: int, resi
 
 
 def test_unshuffle_keeps_the_size_of_an_image_that_needs_padding() -> None:
-    assert tiny(unshuffle=8, upscale=8)(torch.rand(1, 3, 100, 90)).shape == (1, 3, 100, 90)
+    lq = torch.rand(1, 3, 100, 90)
+    assert tiny(unshuffle=8, upscale=8)(lq).shape == (1, 3, 100, 90)
+    torch.testing.assert_close(tiny(unshuffle=8, upscale=8, image_skip=True)(lq), lq)  # which starts as the identity
 
 
 def test_padding_does_not_reach_the_cropped_output() -> None:

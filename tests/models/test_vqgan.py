@@ -85,9 +85,13 @@ def test_the_network_works_in_minus_one_to_one() -> None:
 
 
 def test_gradients_pass_the_codebook_straight_through() -> None:
-    network, hq = tiny(), torch.rand(2, 3, 32, 32)
+    network, hq, inputs = tiny(), torch.rand(2, 3, 32, 32), []
+    network.generator.register_forward_pre_hook(lambda _module, given: inputs.append(given[0]))
     made = network(hq)
+    for each in (made.latent, inputs[0]):
+        each.retain_grad()
     made.restored.square().mean().backward()
+    assert torch.equal(made.latent.grad, inputs[0].grad)
     at = {name: parameter.grad for name, parameter in network.named_parameters()}
     assert at.pop("quantize.embedding.weight") is None
     assert all(gradient is not None and gradient.isfinite().all() for gradient in at.values())
@@ -101,6 +105,9 @@ def test_the_codebook_learns_from_quantized_and_the_encoder_from_latent() -> Non
     made = network(torch.rand(2, 3, 32, 32))
     F.mse_loss(made.quantized, made.latent.detach()).backward(retain_graph=True)
     assert [name for name, p in network.named_parameters() if p.grad is not None] == ["quantize.embedding.weight"]
+    book, code = network.quantize.embedding.weight, made.codes[0, 0, 0]
+    nearest = made.latent.detach().movedim(1, 3)[made.codes == code]
+    torch.testing.assert_close(book.grad[code], 2 * (book[code].detach() - nearest).sum(0) / made.latent.numel())
     network.zero_grad()
     F.mse_loss(made.latent, made.quantized.detach()).backward()
     assert {name.split(".")[0] for name, p in network.named_parameters() if p.grad is not None} == {"encoder"}
@@ -251,8 +258,11 @@ def test_bf16_autocast_trains_and_keeps_the_codebook_exact() -> None:
 
 
 def test_half_precision_weights() -> None:
-    network, hq = tiny().bfloat16(), torch.rand(1, 3, 32, 32).bfloat16()
+    network, hq = tiny(), torch.rand(1, 3, 32, 32)
+    exact = network(hq).latent.detach()
+    network, hq = network.bfloat16(), hq.bfloat16()
     made = network(hq)
+    torch.testing.assert_close(made.latent.float(), exact, atol=0.1, rtol=0)
     made.restored.float().mean().backward()
     assert made.restored.dtype == torch.bfloat16
     with torch.no_grad():

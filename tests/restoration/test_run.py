@@ -24,6 +24,7 @@ from tests.toy import ROOT, write_photographs
 
 Cli = Callable[..., tuple[int, str]]
 TINY = {"m_elan": 2, "c_elan": 15, "n_share": 0, "r_expand": 2, "window_sizes": [4, 8, 16], "img_range": 255.0}
+ROUNDED = {"rtol": 0.0, "atol": 0.51 / 255}  # to 8 bits
 
 
 @pytest.fixture
@@ -47,9 +48,15 @@ def picture(file: Path) -> Tensor:
     return to_tensor(np.asarray(Image.open(file)))
 
 
+@torch.no_grad()
+def restored(photo: Path) -> Tensor:
+    """What the network of elan.pth makes of a photograph as a whole, (3, h, w) in [0, 1]."""
+    return tiny_elan()(picture(photo)[None])[0].clamp(0, 1)
+
+
 def assert_holds(file: Path, image: Tensor) -> None:
     """The file is (3, h, w) in about [0, 1], but for rounding to 8 bits."""
-    torch.testing.assert_close(picture(file), image.clamp(0, 1), rtol=0, atol=0.51 / 255)
+    torch.testing.assert_close(picture(file), image.clamp(0, 1), **ROUNDED)
 
 
 @torch.no_grad()
@@ -78,7 +85,7 @@ def test_one_image_through_the_script(elan: Path, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "restore.py"), f"ckpt={elan}", f"input={photo}", "output=out", "device=cpu"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    assert (tmp_path / "out" / "00.png").is_file()
+    torch.testing.assert_close(picture(tmp_path / "out" / "00.png"), restored(photo), **ROUNDED)
 
 
 @torch.no_grad()
@@ -125,7 +132,7 @@ def test_codeformer_at_several_w(codeformer: CodeFormer, tmp_path: Path, restore
     assert code == 0, printed
     with torch.no_grad():
         each = [codeformer(picture(photo)[None], w=w, adain=True).restored[0] for w in (0, 0.5, 1)]
-    assert_holds(tmp_path / "out" / "00.png", torch.cat(each, dim=-1))
+    torch.testing.assert_close(picture(tmp_path / "out" / "00.png"), torch.cat(each, dim=-1).clamp(0, 1), **ROUNDED)
 
 
 def test_a_face_larger_than_a_tile_is_not_cut_up_for_codeformer(codeformer: CodeFormer, tmp_path: Path, restore: Cli) -> None:
@@ -162,6 +169,7 @@ def test_bad_images_are_named_and_the_rest_is_done(elan: Path, tmp_path: Path, r
     assert "1 of 3 images restored" in printed
     assert f"error: {photographs / '00.png'}" in printed
     assert f"error: {photographs / 'tiny.png'}: an image of 5x5 is too small" in printed
+    torch.testing.assert_close(picture(tmp_path / "out" / "01.png"), restored(photographs / "01.png"), **ROUNDED)
 
 
 def test_nothing_is_written_where_the_output_is_not_finite(tmp_path: Path, restore: Cli) -> None:
@@ -190,6 +198,7 @@ def test_an_image_that_memory_does_not_hold(elan: Path, tmp_path: Path, restore:
     assert code == 1
     assert "2 of 3 images restored into out" in printed
     assert "error: in/01.png: memory ran out on its 70x40 pixels: set tile_px below 64\n" in printed
+    torch.testing.assert_close(picture(tmp_path / "out" / "02.png"), restored(tmp_path / "in" / "02.png"), **ROUNDED)
 
     def broken(network: ELAN, lq: Tensor) -> Tensor:
         raise RuntimeError("a mistake of ours")
@@ -230,6 +239,7 @@ def test_what_went_wrong_before_an_abort_is_told(
     assert says in printed
     monkeypatch.setattr("restoration.run.write_png", write_png)
     assert "2 of 4 images restored into out" in restore(*arguments)[1]
+    torch.testing.assert_close(picture(tmp_path / "out" / "03.png"), restored(photographs / "03.png"), **ROUNDED)
 
 
 def test_sigterm_ends_it_as_ctrl_c_does(elan: Path, tmp_path: Path, restore: Cli) -> None:
@@ -263,6 +273,7 @@ def test_a_name_that_can_not_be_written_stops_no_other(elan: Path, tmp_path: Pat
     assert "2 of 3 images restored into out" in printed
     assert "error: in/deep/00.png: out/deep/00.png can't be written: File exists" in printed
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["02.png", "deep", longest]
+    torch.testing.assert_close(picture(tmp_path / "out" / longest), restored(photographs / longest), **ROUNDED)
 
 
 @pytest.mark.parametrize(
@@ -294,7 +305,7 @@ def test_paths_are_taken_as_they_stand(
     elan.rename(place / "elan.pth")
     code, printed = restore(f"ckpt={name}/elan.pth", f"input={name}/in", f"output={name}/out")
     assert code == 0, printed
-    assert (place / "out" / "00.png").is_file()
+    torch.testing.assert_close(picture(place / "out" / "00.png"), restored(place / "in" / "00.png"), **ROUNDED)
 
 
 @pytest.mark.parametrize(

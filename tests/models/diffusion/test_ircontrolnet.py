@@ -125,7 +125,7 @@ def test_one_residual_for_each_skip_connection_and_the_middle() -> None:
 
 def test_a_fresh_network_controls_nothing() -> None:
     with torch.no_grad():
-        assert not any(each.any() for each in IRControlNet(**TINY)(*inputs()))
+        assert all(torch.equal(each, torch.zeros_like(each)) for each in IRControlNet(**TINY)(*inputs()))
 
 
 def test_each_input_reaches_every_residual() -> None:
@@ -168,9 +168,11 @@ def test_checkpointing_gives_the_same_gradients() -> None:
 
 
 def test_bf16_autocast_trains() -> None:
-    network = tiny()
+    network, given = tiny(), inputs()
+    exact = network(*given)
     with torch.autocast("cpu", torch.bfloat16):
-        made = network(*inputs())
+        made = network(*given)
+    assert all((a - b.float()).norm() < 0.03 * a.norm() for a, b in zip(exact, made, strict=True))
     sum(each.float().square().mean() for each in made).backward()  # type: ignore[union-attr]
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
 

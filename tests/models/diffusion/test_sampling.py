@@ -154,6 +154,11 @@ def test_ddim_with_any_number_of_steps(steps: int) -> None:
     """1000 // steps apart from 1 on: where that comes to 1000, there is no such timestep."""
     *_, last = SAMPLERS["ddim"](of_gaussian(EPS, 0, 1), EPS, randn(1, 4, 2, 2), steps, drawn_from(generator()))
     assert last.isfinite().all()
+    # of data that are all 0.7 each step takes off the same noise: what the start has in it, as strong as at timestep 0
+    *_, last = SAMPLERS["ddim"](of_gaussian(EPS, 0.7, 0), EPS, randn(1, 4, 2, 2), steps, drawn_from(generator()))
+    begun, ended = (EPS.alphas_cumprod[timestep].item() for timestep in (range(1, 1000, 1000 // steps)[-1], 0))
+    noise = (randn(1, 4, 2, 2) - begun**0.5 * 0.7) / (1 - begun) ** 0.5
+    torch.testing.assert_close(last, ended**0.5 * 0.7 + (1 - ended) ** 0.5 * noise, atol=1e-3, rtol=0)
 
 
 def test_guidance_scale() -> None:

@@ -55,6 +55,11 @@ def same_weights(ours: nn.Module, theirs: nn.Module) -> bool:
     return list(a) == list(b) and all(torch.equal(a[key], b[key]) for key in a)
 
 
+def last_bias(network: nn.Module) -> Tensor:
+    """What `filled` gives it does not depend on the network: it follows from the parameter's name."""
+    return network.get_parameter("conv_last.bias")
+
+
 def save_run(folder: Path, network: nn.Module, average: nn.Module | None, config: dict[str, Any]) -> Path:
     """A run folder with a training checkpoint: the network, its average if any, and the resolved config."""
     state = {f"network.{k}": v for k, v in network.state_dict().items()}
@@ -97,6 +102,8 @@ def test_official_wrapper(tmp_path: Path, form: str) -> None:
     wrapper = WRAPPER.get(form, "params")
     state = content if wrapper is None else content[wrapper]
     assert wrapper is None or list(content) == [wrapper]
+    last = next(key for key in reversed(state) if key.endswith(".bias"))
+    assert torch.equal(state[last], fill.weight(last, state[last].shape))
     assert list(state)[2:5] == [
         "patch_embed.norm.weight",
         "patch_embed.norm.bias",
@@ -159,6 +166,7 @@ def test_legacy_file_without_zip(tmp_path: Path) -> None:
     network = filled()
     torch.save(network.state_dict(), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     assert same_weights(build(tmp_path / "old.pth"), network)
+    assert torch.equal(last_bias(build(tmp_path / "old.pth")), fill.weight("conv_last.bias", (3,)))
 
 
 def test_params_ema_goes_before_params(tmp_path: Path) -> None:
@@ -167,6 +175,7 @@ def test_params_ema_goes_before_params(tmp_path: Path) -> None:
     assert same_weights(build(tmp_path / "both.pth"), average)
     assert same_weights(build(tmp_path / "both.pth", "ema"), average)
     assert same_weights(build(tmp_path / "both.pth", "network"), network)
+    assert torch.equal(last_bias(build(tmp_path / "both.pth")), fill.weight("average/conv_last.bias", (3,)))
 
 
 def test_run_folder(tmp_path: Path) -> None:
@@ -179,6 +188,7 @@ def test_run_folder(tmp_path: Path) -> None:
     assert rebuilt.image_skip
     assert not rebuilt.training
     assert read(run).wrapper == "state_dict, ema.average.*"
+    assert torch.equal(last_bias(rebuilt), fill.weight("conv_last.bias", (3,)))
 
 
 def test_missing_average_is_an_error(tmp_path: Path) -> None:
@@ -283,6 +293,7 @@ def test_full_match_reports_every_key(diffbir: Path) -> None:
         [],
     )
     assert same_weights(network, filled())
+    assert torch.equal(last_bias(network), fill.weight("conv_last.bias", (3,)))
 
 
 @pytest.mark.parametrize(
@@ -314,6 +325,7 @@ def test_other_size_loads_what_matches(diffbir: Path) -> None:
     network = SwinIR(**arguments("diffbir", embed_dim=24))
     report = load_into(network, diffbir, strict=False)
     assert "conv_last.weight" in report.matched
+    assert torch.equal(last_bias(network), fill.weight("conv_last.bias", (3,)))
     assert "conv_first.1.weight: file float32 (12, 192, 3, 3), network float32 (24, 192, 3, 3)" in report.mismatched
 
 
@@ -367,7 +379,9 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 
 def test_safetensors_record_the_arguments(tmp_path: Path, diffbir: Path) -> None:
     official.export(diffbir, tmp_path / "out.safetensors", "safetensors")
-    assert read(tmp_path / "out.safetensors").recorded == {"_target_": "models.swinir.SwinIR", **arguments("diffbir")}
+    written = read(tmp_path / "out.safetensors")
+    assert written.recorded == {"_target_": "models.swinir.SwinIR", **arguments("diffbir")}
+    assert torch.equal(written.state["conv_last.bias"], fill.weight("conv_last.bias", (3,)))
 
 
 def test_inspect_prints_what_is_in_a_file(diffbir: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -386,6 +400,7 @@ def test_export_names_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureFixtur
     official.main(["export", str(run), "--format", "official", "--which", "network"])
     assert capsys.readouterr().out == f"wrote {run / 'mine.pth'}\n"
     assert same_weights(build(run / "mine.pth"), filled())
+    assert torch.equal(last_bias(build(run / "mine.pth")), fill.weight("conv_last.bias", (3,)))
 
 
 @pytest.mark.parametrize(
@@ -437,5 +452,6 @@ def test_as_a_command(diffbir: Path) -> None:
     run = [sys.executable, "-m", "models.official", "export", str(diffbir), "--format", "safetensors"]
     done = subprocess.run(run, cwd=Path(official.__file__).parents[2], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"wrote {diffbir.with_suffix('.safetensors')}\n", "")
+    assert torch.equal(last_bias(build(diffbir.with_suffix(".safetensors"))), fill.weight("conv_last.bias", (3,)))
     again = subprocess.run(run, cwd=Path(official.__file__).parents[2], capture_output=True, text=True, check=False)
     assert (again.returncode, again.stdout, again.stderr.count("\n")) == (1, "", 1)
