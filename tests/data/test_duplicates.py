@@ -24,7 +24,9 @@ def test_hash_tells_copies_from_others(portrait):
     copies = [coded, cv2.resize(grey, (256, 256), interpolation=cv2.INTER_AREA), cv2.GaussianBlur(grey, (0, 0), 3), grey // 2]
     assert max(distance(own, perceptual_hash(copy)) for copy in copies) <= 10
     others = [grey[:, ::-1], *(grey_of(textured(512, 512, seed)) for seed in range(5))]
-    assert min(distance(own, perceptual_hash(other)) for other in others) > 60
+    apart = [distance(own, perceptual_hash(other)) for other in others]
+    assert min(apart) > 60
+    assert np.mean(apart) == pytest.approx(128, abs=24), "of 256 bits half differ by chance"
 
 
 def test_near_pairs_are_those_that_a_full_search_finds():

@@ -53,7 +53,7 @@ def test_16_bit_grey_is_scaled(kind):
 def test_16_bit_colour_is_scaled():
     deep = RNG.integers(0, 65536, (12, 10, 3), dtype=np.uint16)
     found = decode(cv2_png(deep[..., ::-1]), "a.png")
-    assert np.abs(found - deep / 257).max() <= 1
+    np.testing.assert_allclose(found, deep / 257, rtol=0, atol=1)
 
 
 def test_transparency_lies_on_white():
@@ -131,6 +131,7 @@ def test_to_tensor():
     assert image.shape == (3, 12, 10)
     assert image.dtype == torch.float32
     assert image[2, 3, 4] == np.float32(RGB[3, 5, 2]) / np.float32(255)
+    assert to_tensor(np.uint8([[[0, 51, 255]]])).flatten().tolist() == pytest.approx([0, 0.2, 1])
 
 
 def test_written_png_reads_back(tmp_path):
@@ -202,6 +203,7 @@ def test_everything_else_is_left_to_pillow():
         cv2_png(RNG.integers(0, 65536, (12, 10, 3), dtype=np.uint16)),
     ):
         assert _plain_png(contents) is None
+    np.testing.assert_array_equal(decode(as_bytes(Image.fromarray(RGB), pnginfo=info), "a.png"), RGB)
     for image in (Image.fromarray(RGB[..., 0]), rgba, Image.fromarray(RGB).convert("P")):
         assert _plain_bmp(as_bytes(image, "BMP")) is None
 

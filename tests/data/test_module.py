@@ -18,10 +18,12 @@ from PIL import Image
 from threadpoolctl import threadpool_info
 from torch.utils.data import DataLoader, TensorDataset
 
+from data.cutting import center_crop
 from data.images import UnreadableImage
 from data.module import one_thread
 from data.sources.files import ImageFolder
 from data.sources.opening import open_images
+from tests.data.conftest import textured
 from tests.data.samples import face_data
 from train.jobs.config import check, plain
 from train.runs.building import build
@@ -32,6 +34,11 @@ NAMES = sorted(path.stem for path in (CONF / "data").glob("*.yaml"))
 
 def first(loader, count):
     return list(islice(loader, count))
+
+
+def middle_of(number):
+    """(3, 16, 16) of 0 to 255: what is left of the 24x20 picture of that number of `folder`, shrunk to 19x16 and cut."""
+    return center_crop(textured(24, 20, number), 16).transpose(2, 0, 1)
 
 
 def positions(batches):
@@ -54,6 +61,9 @@ def test_batch_contract(folder, shade):
         "unreadable": ((4,), torch.int64),
     }
     assert 0 <= batch["lq"].min() <= batch["hq"].max() <= 1
+    for position in range(4):
+        factor = np.random.default_rng([3, position, 16, 16]).random(dtype=np.float64)  # what Shade draws with data.seed=3
+        torch.testing.assert_close(batch["lq"][position], batch["hq"][position] * factor)
 
 
 def test_workers_change_nothing(folder, shade):
@@ -105,11 +115,13 @@ def test_held_out_images_are_the_last_and_are_not_trained_on(folder, shade):
     assert [held_out.name(index) for index in range(2)] == [str(folder / f"img_{number}.png") for number in (5, 6)]
     assert len(data.faces.images.source) == 5
     assert data.faces.images.source.name(4) == str(folder / "img_4.png")
+    np.testing.assert_array_equal((data.fixed[0]["hq"] * 255).round(), middle_of(5))
 
 
 def test_val_root(folder, shade):
     data = face_data(folder, shade, val_root=str(folder))
     assert (len(data.faces.images.source), len(data.fixed)) == (7, 14)
+    np.testing.assert_array_equal((data.fixed[13]["hq"] * 255).round(), middle_of(6))
 
 
 def test_fewer_validation_samples_than_ranks(folder, shade):
@@ -379,12 +391,16 @@ def test_folder_configs(name, folder):
     small = composed(name, f"data.root={folder}", "data.size=16", "data.val_images=2")
     data = build(small)
     assert first(data.train_dataloader(), 1)[0]["lq"].shape == (6, 3, 16, 16)
-    assert next(iter(data.val_dataloader()))["hq"].shape == (1, 3, 16, 16)
+    validation = next(iter(data.val_dataloader()))
+    assert validation["hq"].shape == (1, 3, 16, 16)
+    np.testing.assert_array_equal((validation["hq"][0] * 255).round(), middle_of(5))
 
 
 def test_demo_config():
     data = build(composed("demo"))
-    assert first(data.train_dataloader(), 1)[0]["lq"].shape == (8, 3, 64, 64)
+    lq = first(data.train_dataloader(), 1)[0]["lq"]
+    assert lq.shape == (8, 3, 64, 64)
+    torch.testing.assert_close(lq * 255, (lq * 255).round(), rtol=0, atol=1e-3)  # quantized, as the LQs of files are
     validation = list(data.val_dataloader())
     assert len(validation) == 8
     assert validation[0]["lq"].shape == (1, 3, 256, 256)

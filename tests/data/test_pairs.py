@@ -3,6 +3,7 @@
 import albumentations
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from data.augmentation import Augmentation
@@ -51,19 +52,19 @@ def test_lq_and_hq_stay_aligned(lq, tmp_path, scale, crop):
         sample = dataset[position]
         assert sample["hq"].shape == (3, 16, 16)
         assert sample["lq"].shape == (3, 16 // scale, 16 // scale)
-        assert (sample["hq"] == sample["lq"].repeat_interleave(scale, 1).repeat_interleave(scale, 2)).all()
+        assert torch.equal(sample["hq"], sample["lq"].repeat_interleave(scale, 1).repeat_interleave(scale, 2))
 
 
 def test_a_pair_is_cut_where_a_photo_alone_would_be(lq, tmp_path, shade):
     alone = face_dataset(lq, shade, crop="random", hflip_prob=0.5, seed=1)
     paired = pairs(lq, enlarged(lq, tmp_path / "hq", 1))
-    assert all((paired[position]["hq"] == alone[position]["hq"]).all() for position in range(20))
+    assert all(torch.equal(paired[position]["hq"], alone[position]["hq"]) for position in range(20))
 
 
 def test_both_are_augmented_alike(lq, tmp_path):
     turned = Augmentation(transforms={"turn": albumentations.D4(p=1), "cut": albumentations.RandomCrop(20, 20)})
     dataset = pairs(lq, enlarged(lq, tmp_path / "hq", 1), augmentation=turned)
-    assert all((sample["lq"] == sample["hq"]).all() for sample in map(dataset.__getitem__, range(20)))
+    assert all(torch.equal(sample["lq"], sample["hq"]) for sample in map(dataset.__getitem__, range(20)))
     smaller = pairs(lq, enlarged(lq, tmp_path / "hq2", 2), augmentation=turned)
     with pytest.raises(ValueError, match=r"\.bmp and its target differ in size, .* set augmentation=none"):
         smaller[0]
@@ -73,7 +74,7 @@ def test_a_larger_target_is_turned_alike(lq, tmp_path):
     turned = Augmentation(transforms={"turn": albumentations.D4(p=1)})
     dataset = pairs(lq, enlarged(lq, tmp_path / "hq", 2), augmentation=turned)
     samples = [dataset[position] for position in range(20)]
-    assert all((sample["lq"] == sample["hq"][:, ::2, ::2]).all() for sample in samples)
+    assert all(torch.equal(sample["lq"], sample["hq"][:, ::2, ::2]) for sample in samples)
 
 
 def test_scales_in_the_names_of_lqs_do_not_count(lq, tmp_path):
@@ -92,22 +93,22 @@ def test_the_fixed_set_of_pairs(lq, tmp_path, shade):
     fixed = fixed_faces(lq, targets=targets, degradation=None, degradations_per_image=1, size=None, seed=0)
     assert (fixed[0]["lq"].shape, fixed[0]["hq"].shape) == ((3, 30, 24), (3, 60, 48))
     cut = fixed_faces(lq, targets=targets, degradation=None, degradations_per_image=1, size=20, seed=0)[2]
-    assert (cut["lq"] == fixed[2]["lq"][:, 8:18, 15:25]).all()
-    assert (cut["hq"] == fixed[2]["hq"][:, 16:36, 30:50]).all()
+    assert torch.equal(cut["lq"], fixed[2]["lq"][:, 8:18, 15:25])
+    assert torch.equal(cut["hq"], fixed[2]["hq"][:, 16:36, 30:50])
 
 
 def test_batched_and_not_batched_agree_on_targets(lq, tmp_path, shade):
     hq = folder_of(tmp_path / "hq", {"0.png": (30, 24), "1.png": (24, 24), "2.png": (26, 40)})
     plain, batched = (pairs(lq, hq, degradation=type(shade)(batched=flag)) for flag in (False, True))
     one, other = plain[3], batched[3]
-    assert (one["hq"] == other["target"]).all()
-    assert (one["lq"] == shade.apply(other["hq"], shade.sample(1, 3, (16, 16)))["lq"]).all()
+    assert torch.equal(one["hq"], other["target"])
+    assert torch.equal(one["lq"], shade.apply(other["hq"], shade.sample(1, 3, (16, 16)))["lq"])
 
 
 def test_keep_decoded_keeps_both(lq, tmp_path):
     hq = enlarged(lq, tmp_path / "hq", 2)
     dataset, again = pairs(lq, hq, keep_decoded=True), pairs(lq, hq)
-    assert all((dataset[position]["hq"] == again[position]["hq"]).all() for position in (0, 3, 0))
+    assert all(torch.equal(dataset[position]["hq"], again[position]["hq"]) for position in (0, 3, 0))
     assert [len(each) for each in dataset.reader.decoded.values()] == [2] * len(
         {image_at(position, 3, 1) for position in (0, 3)}
     )

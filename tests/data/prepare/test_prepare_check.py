@@ -117,5 +117,8 @@ SOUND |= {"rotation_deg": -10.0, "scale": 0.8, "bytes": 1, "hash": "00" * 32, "s
 )
 def test_limits(change, kind):
     kinds = ("small", "grey", "duplicate", "no_face", "off_centre", "misaligned")
-    assert [one.kind for one in findings({"a": SOUND | change}, kinds, LIMITS)] == ([kind] if kind else [])
+    found = findings({"a": SOUND | change}, kinds, LIMITS)
+    assert [one.kind for one in found] == ([kind] if kind else [])
+    if kind and kind != "corrupt":
+        assert found[0].figure == pytest.approx(next(iter(change.values())))
     assert findings({"a": SOUND | change}, ("duplicate",), LIMITS) == [] or kind == "corrupt"

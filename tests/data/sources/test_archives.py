@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
+from data.images import decode
 from data.sources.archives import Shards, TarImages, ZipImages, expand_braces, sample_of
 from data.sources.files import FileList, ImageFolder
 from data.sources.lmdb_images import LmdbImages
 from data.sources.opening import open_images
 from data.sources.source import Named, Part, Source
+from tests.data.conftest import textured
 
 
 def write_tar(path, files):
@@ -91,17 +93,20 @@ def test_a_store_reads_what_the_folder_reads(kind, folder):
             loader = DataLoader(Bytes(source), batch_size=None, num_workers=workers, multiprocessing_context=context)
             assert [contents for _, contents in loader] == expected
     assert source.read(3) == expected[3], "still fine in this process"
+    np.testing.assert_array_equal(decode(source.read(2), "img_2.png"), textured(24, 20, 2))
 
 
 def test_a_part_of_a_store(folder):
     part = Part(whole=open_images(root=str(make("zip", folder))), start=5, stop=7)
     assert part.read(1) == (folder / "img_6.png").read_bytes()
+    np.testing.assert_array_equal(decode(part.read(1), "img_6.png"), textured(24, 20, 6))
 
 
 def test_two_sources_of_one_lmdb(folder):
     root = make("lmdb", folder)
     one, two = LmdbImages(root=str(root)), LmdbImages(root=f"{root}/")
     assert one.read(0) == two.read(0)
+    np.testing.assert_array_equal(decode(two.read(0), "img_0.png"), textured(24, 20, 0))
 
 
 def test_list_relative_to_another_folder(folder, tmp_path):
@@ -118,6 +123,8 @@ def test_shards_in_braces_and_members(folder, tmp_path):
     root = make("shards", folder)
     assert len(open_images(root=f"{root}/{{000000..000001}}.tar")) == 7
     assert len(Shards(root=str(root / "000000.tar"), member=None)) == 3
+    second = Shards(root=str(root / "000001.tar"), member=None)
+    np.testing.assert_array_equal(decode(second.read(0), "img_3.png"), textured(24, 20, 3))
     twice = write_tar(tmp_path / "twice.tar", {"0.jpg": b"face", "0.mask.png": b"mask"})
     with pytest.raises(ValueError, match=r"sample 0 of .*twice\.tar holds 0\.jpg and 0\.mask\.png: .*data\.source\.member="):
         Shards(root=str(twice), member=None)

@@ -208,6 +208,7 @@ def test_a_root_of_the_same_form_to_validate_on(hggt, tmp_path):
     assert len(data.faces.images.source) == 3
     (b,) = data.val_dataloader()
     assert version(b["hq"], b["lq"]) == 1
+    np.testing.assert_array_equal((b["hq"][0] * 255).round(), original("b").transpose(2, 0, 1) + 1)
 
 
 # errors

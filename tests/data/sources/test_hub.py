@@ -15,6 +15,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 import data.sources.hub
+from data.images import decode
 from data.order import PositionSampler
 from data.sources.hub import ArrowImages, FileImages, ParquetImages, hugging_face
 from data.sources.opening import open_images
@@ -107,6 +108,8 @@ def test_a_local_folder_of_parquet(parquet):
     assert isinstance(source, Source)
     assert source.blocks == (14, 3), "groups of 4, 4, 2, 4 and 3 rows, mixed by four"
     assert [source.read(index) for index in range(17)] == PICTURES
+    pixels = np.random.default_rng(12).integers(0, 256, (24, 20, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(decode(source.read(12), "row 12"), pixels)
     assert source.name(12).endswith("train-00001-of-00002.parquet (row 12)")
     raw = hugging_face(root=str(parquet / "train-00001-of-00002.parquet"), **(OPTIONS | {"column": "raw"}))
     assert (len(raw), raw.blocks, raw.read(6)) == (7, (4, 3), PICTURES[16])

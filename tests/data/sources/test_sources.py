@@ -1,11 +1,14 @@
 """Folders and the bundled photographs."""
 
+import numpy as np
 import pytest
+import skimage.data
 
 from data.images import decode
 from data.sources.bundled import TRAINING, BundledPhotographs
 from data.sources.files import ImageFolder
 from data.sources.source import Part, Source
+from tests.data.conftest import textured
 
 
 def test_folder_is_sorted_by_relative_path_and_knows_images(tmp_path):
@@ -23,7 +26,9 @@ def test_folder_is_sorted_by_relative_path_and_knows_images(tmp_path):
 def test_linked_folders_are_followed(tmp_path, folder):
     (tmp_path / "links").mkdir()
     (tmp_path / "links" / "faces").symlink_to(folder)
-    assert len(ImageFolder(root=str(tmp_path / "links"))) == 7
+    linked = ImageFolder(root=str(tmp_path / "links"))
+    assert len(linked) == 7
+    np.testing.assert_array_equal(decode(linked.read(3), linked.name(3)), textured(24, 20, 3))
 
 
 def test_part(folder):
@@ -53,6 +58,7 @@ def test_bundled_photographs():
     assert min(min(shape[:2]) for shape in shapes) >= 256
     assert decode(portrait.read(0), portrait.name(0)).shape == (256, 256, 3)
     assert "astronaut" in portrait.name(0)
+    np.testing.assert_array_equal(decode(portrait.read(0), ""), skimage.data.astronaut()[:256, 96:352])
     assert not any("astronaut" in training.name(index) for index in range(11))
 
 
