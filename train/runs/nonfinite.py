@@ -55,7 +55,7 @@ class NonFiniteGuard(Callback):
         parameters = trained(trainer)
         gradients = [local(p.grad) for p in parameters if p.grad is not None]
         names = [*task.nonfinite, "the gradient"]
-        row = torch.stack([*task.nonfinite.values(), _any_nonfinite(gradients)])
+        row = torch.stack([*task.nonfinite.values(), _any_nonfinite(gradients, trainer.strategy.root_device)])
         task.nonfinite = {}
         rows = ranks.gather_rows(row.to(torch.uint8)).tolist()  # waits for the device
         found = {name: [n for n, row in enumerate(rows) if row[column]] for column, name in enumerate(names)}
@@ -90,10 +90,10 @@ def trained(trainer: L.Trainer) -> list[nn.Parameter]:
     return [p for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]]
 
 
-def _any_nonfinite(tensors: list[Tensor]) -> Tensor:
-    """() bool on the tensors' device."""
+def _any_nonfinite(tensors: list[Tensor], device: torch.device) -> Tensor:
+    """() bool on the device, which is the tensors' own."""
     if not tensors:
-        return torch.tensor(False)
+        return torch.tensor(False, device=device)
     # ord=1: on a CPU five times as fast as the largest value; dtype: half precision would overflow
     norms = torch.stack(torch._foreach_norm(tensors, ord=1, dtype=torch.float32))
     return ~torch.isfinite(norms).all()

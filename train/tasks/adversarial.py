@@ -128,37 +128,37 @@ class AdversarialTask(RestorationTask):
         return super().left_out(update) | (set() if self.plays(update) else self.adversarial)
 
     def training_step(self, batch: Batch, batch_index: int) -> None:
-        """Adds a batch to the gradients; with the last one of an update, steps.
+        """Adds a micro-batch to the gradients; with the last one of an update, steps.
 
-        With adversary.steps_per_update above 1 the batches before the generator's train the discriminators alone.
+        With adversary.steps_per_update above 1 the micro-batches before the generator's train the discriminators alone.
         """
         update, batches = self.update, self.trainer.accumulate_grad_batches
-        of_a_step = batches // self.adversary.steps_per_update  # accumulated batches
-        number = batch_index % batches
-        first = batches - of_a_step  # the first batch that the generator trains on
-        last = (number + 1) % of_a_step == 0
-        against, held = self.plays(update), update <= self.adversary.generator_start_step
-        if number >= first and not held:
-            with self._synchronised(number == batches - 1), self.adversary.trainable(self.adversary.leak and number > first):
-                made = self._generator_gradient(batch, update, of_a_step)
-        elif against:
+        per_step = batches // self.adversary.steps_per_update  # micro-batches of one optimizer step
+        number = batch_index % batches  # of this micro-batch within the update, from 0
+        first = batches - per_step  # the first micro-batch that the generator trains on
+        ends_step, ends_update = (number + 1) % per_step == 0, number == batches - 1
+        plays, generator_waits = self.plays(update), update <= self.adversary.generator_start_step
+        if number >= first and not generator_waits:
+            with self._synchronised(ends_update), self.adversary.trainable(self.adversary.leak and number > first):
+                made = self._generator_gradient(batch, update, per_step)
+        elif plays:
             with torch.no_grad():
                 made = self.run_network(batch)
-        if against:
+        if plays:
             with self.adversary.trainable():
-                self._discriminator_gradients(batch, made["restored"].detach(), update, of_a_step)
-        if number == batches - 1:
-            if against:
+                self._discriminator_gradients(batch, made["restored"].detach(), update, per_step)
+        if ends_update:
+            if plays:
                 self._watch(update)
             self._generator_step()
-        if against and last and (number < first or not self.skip_update):
+        if plays and ends_step and (number < first or not self.skip_update):
             self._discriminator_steps(alone=number < first)
-        if number == batches - 1:
+        if ends_update:
             for config in self.trainer.lr_scheduler_configs:
                 config.scheduler.step()  # type: ignore[call-arg]
 
-    def _generator_gradient(self, batch: Batch, update: int, of_a_step: int) -> dict[str, Any]:
-        """Adds to the generator's gradient; returns what it made."""
+    def _generator_gradient(self, batch: Batch, update: int, per_step: int) -> dict[str, Any]:
+        """Adds a micro-batch, of per_step that make a step, to the generator's gradient; returns what it made of it."""
         made, without = self.run_network(batch), self.left_out(update)
         opinion = self.adversary.opinion(self.loss.asked(update, without), batch, made.get("restored"))
         loss, terms = self.loss(update, without, **self.given(batch, made), **opinion)
@@ -166,7 +166,7 @@ class AdversarialTask(RestorationTask):
             terms = self._balanced(terms)
             loss = total(terms.values())
         self.log_terms(loss, terms)
-        self.manual_backward(loss / of_a_step)
+        self.manual_backward(loss / per_step)
         return made
 
     def _balanced(self, terms: Terms) -> Terms:
@@ -183,13 +183,13 @@ class AdversarialTask(RestorationTask):
             balanced[name] = Term(term.raw, share * term.weighted)
         return balanced
 
-    def _discriminator_gradients(self, batch: Batch, fake: Tensor, update: int, of_a_step: int) -> None:
-        """Adds to each discriminator's gradient."""
+    def _discriminator_gradients(self, batch: Batch, fake: Tensor, update: int, per_step: int) -> None:
+        """Adds a micro-batch to each discriminator's gradient. fake: (b, 3, h, w) restored, without a graph."""
         watched = {}
         for name, each in self.adversary.discriminators.items():
             judged = each.judge(update, batch, fake)
             loss, terms = each.loss(update, **judged)
-            self.scaler.scale(loss / of_a_step).backward()
+            self.scaler.scale(loss / per_step).backward()
             means = {f"{name}.{kind}": judged[f"{kind}_logits"].detach().float().mean() for kind in ("real", "fake")}
             raw = {f"{name}.{term}": value.raw for term, value in terms.items()}
             self.note_nonfinite(raw)

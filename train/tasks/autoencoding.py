@@ -32,6 +32,7 @@ class AutoencodingTask(AdversarialTask):
         return [each.get_submodule("quantize.embedding") for each in (self.network, *([self.ema.average] if self.ema else []))]  # type: ignore[misc]
 
     def run_network(self, batch: Batch) -> dict[str, Any]:
+        """The autoencoder's outputs for the HQs: `restored` (b, 3, h, w), the latent, and the codes."""
         made = outputs(self.network(batch["hq"]))
         if torch.is_grad_enabled():  # not where the discriminators alone learn
             self.codebook.add(made["codes"])

@@ -149,7 +149,10 @@ class PredictsCodes(RestorationTask):
             )
 
     def _made(self, fingerprint: str | None, samples: Any) -> bool:
-        """Whether the teacher has this fingerprint; where there is none, whether the first sample has most codes from it."""
+        """Whether the teacher has this fingerprint.
+
+        Where the data have none: whether more than half of their codes for the first sample are the teacher's.
+        """
         if fingerprint is not None:
             return fingerprint == self.codes.fingerprint
         sample = samples[0]
@@ -159,6 +162,7 @@ class PredictsCodes(RestorationTask):
         return given.shape == target.shape and bool((given == target).float().mean() > 0.5)
 
     def run_network(self, batch: Batch) -> dict[str, Any]:
+        """The network's outputs, `target_codes` (b, h, w), and `target_latent` (b, c, h, w), the codes' vectors."""
         w = self.codes.fidelity(self.update)
         lq = batch["lq"] if w is not None else batch.get("lq_large", batch["lq"])
         made = outputs(self.network(lq, w=w or 0.0, adain=False, code_only=w is None))

@@ -86,6 +86,7 @@ class ControlTask(RegressionTask):
             raise ValueError(f"{latents.given} {wrong}: make another one with {command}, or set {latents.key}=null")
 
     def run_network(self, batch: Batch) -> dict[str, Any]:
+        """`predicted` and `target`, noise or v: both (b, 4, h / 8, w / 8)."""
         draws = SampleDraws(self.config["seed"], self.positions)
         check_scale(batch["lq"], batch["hq"])  # stage 1 keeps the size
         hq_moments, condition_moments = batch.get("hq_moments"), batch.get("condition_moments")
