@@ -332,8 +332,15 @@ def test_two_updates_with_a_term_of_the_negatives(cli, tmp_path, against):
     code, printed = cli(*RUN, *against, f"data.root={root}", "data.source.negatives=true")
     assert code == 0, printed
     rows = read_rows(tmp_path / "runs" / "demo" / "metrics.csv")
-    values = [float(row["train/away"]) for row in rows if row.get("train/away")]
+    rows = [row for row in rows if row.get("train/away")]
+    values = [float(row["train/away"]) for row in rows]
     assert len(values) == 2
+    for row in rows:  # all with weight 1, but for the two of 0.1
+        terms = {
+            key: float(value) for key, value in row.items() if key in ("train/charbonnier", "train/away", "train/gan") and value
+        }
+        wanted = sum(value * (1 if key == "train/charbonnier" else 0.1) for key, value in terms.items())
+        assert float(row["train/loss"]) == pytest.approx(wanted, rel=1e-5)
     assert min(values) > 0
     assert json.loads((tmp_path / "runs" / "demo" / "summary.json").read_text())["step"] == 2
 

@@ -72,6 +72,7 @@ def test_grid(cli: Cli, tmp_path: Path, launched: list[str]) -> None:
     assert "- optimizer.lr=-1: optimizer.lr=-1: Input should be greater than 0" in table
     rows = list(csv.DictReader((folder / "sweep.csv").open()))
     assert [row["optimizer.lr"] for row in rows] == ["0.001", "0.01", "0.5", "-1"]
+    assert [float(row["psnr"]) for row in rows[:2]] == pytest.approx([30, 29])
     assert (folder / "sweep.png").read_bytes()[:4] == b"\x89PNG"
     assert table.strip() in printed
     launched.clear()

@@ -29,6 +29,10 @@ def root(tmp_path: Path) -> str:
     return f"data.root={write_photographs(tmp_path / 'photographs')}"
 
 
+def between(text: str, start: str, end: str) -> str:
+    return text.partition(start)[2].partition(end)[0]
+
+
 def left(folder: Path) -> dict[str, int]:
     """Path -> time of the last change, of everything but the photographs."""
     paths = (path for path in folder.rglob("*") if path.relative_to(folder).parts[0] != "photographs")
@@ -43,6 +47,13 @@ def test_it_reports_and_leaves_nothing(cli: Cli, tmp_path: Path, root: str) -> N
     assert re.search(r"parameters +(0\.\d+) M trainable of \1 M", printed)
     assert re.search(r"update +\d.* s: data wait \d.*, forward and backward \d.*, optimizer \d", printed)
     assert re.search(r"images/s +\d.* \(effective batch 4\)", printed)
+    seconds, *parts, rate = (float(each) for each in re.findall(r"\d[\d.e-]*", between(printed, "update ", " (effective")))
+    assert seconds == pytest.approx(sum(parts), rel=0.01)
+    assert seconds * rate == pytest.approx(4, rel=0.01), "images of an update"
+    network, gradients, moments, average, _ = (
+        float(each) for each in re.findall(r"(\d[\d.e-]*) MiB", between(printed, "memory ", "activations"))
+    )
+    assert [gradients, moments, average] == pytest.approx([network, 2 * network, network], rel=0.02), "Adam keeps two"
     assert re.search(r"the run +\d+:\d\d:\d\d for trainer.max_steps=1000: .* 4 validations \d.* 10 checkpoints \d", printed), (
         "after 300, 600, 900 and 1000 updates"
     )

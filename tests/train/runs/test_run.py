@@ -295,7 +295,11 @@ def test_lpips_trains_and_validates_from_a_named_file(cli: Cli, tmp_path: Path, 
 def test_validation_at_the_end_when_the_interval_is_longer(cli: Cli, tmp_path: Path, photographs: Path) -> None:
     code, printed = cli(*RUN, f"data.root={photographs}", "trainer.val_check_interval=100")
     assert code == 0, printed
-    assert json.loads((tmp_path / "runs/run/summary.json").read_text())["val"]["psnr"] > 0
+    validated = json.loads((tmp_path / "runs/run/summary.json").read_text())["val"]
+    (row,) = (row for row in read_rows(tmp_path / "runs/run/metrics.csv") if row["val/psnr"])
+    for name in ("psnr", "psnr_lq", "ssim", "ssim_lq"):
+        assert validated[name] == pytest.approx(float(row[f"val/{name}"]), rel=1e-6)
+    assert 10.0 < validated["psnr"] < 50.0
     assert (tmp_path / "runs/run/samples/step_0000002.png").exists()
 
 
@@ -349,6 +353,7 @@ def test_another_effective_batch_is_refused_and_the_same_in_other_parts_goes_on(
     rows = read_rows(tmp_path / "runs/run/metrics.csv")
     assert [row["step"] for row in rows if row["train/loss"]] == ["1", "2", "3", "4"]
     assert [row["step"] for row in rows if row["val/psnr"]] == ["2", "4"]
+    assert [float(row["lr"]) for row in rows if row["train/loss"]] == pytest.approx([1e-3] * 4)
     checkpoint = torch.load(tmp_path / "runs/run/checkpoints/last.ckpt", weights_only=True)
     assert checkpoint["FaceData"] == {"samples": 8}
 
