@@ -32,6 +32,8 @@ MISTAKES = [
     ("degradation.operators.blur.sgima_px=[0.1,1]", "did you mean degradation.operators.blur.sigma_px?"),
     ("init.cpkt=weights.pth", "did you mean init.ckpt?"),
     ("+init.cpkt=weights.pth", "did you mean init.ckpt?"),
+    ("init=null", "init=None: init.ckpt, init.required and init.strict are the keys"),
+    ("init=swinir.pth", "init='swinir.pth': init.ckpt, init.required and init.strict are the keys"),
     ("+ckpt=weights.pth", "ckpt='weights.pth': nothing reads the key ckpt; did you mean init.ckpt?"),
     ("+loss.terms.ssim.weight=1", "loss.terms.ssim={'weight': 1} has no _target_"),
     ("network.embed_dim=big", "network.embed_dim='big': Input should be a valid integer"),

@@ -85,7 +85,8 @@ class SaysMistakes(Protocol):
     def mistakes(cls, config: Node) -> Iterator[str]:
         """What is wrong with a resolved configuration, a sentence each that names the key and the way out.
 
-        Builds nothing, and reads no file. Every key has the type that its class asks for by then.
+        Builds nothing, and reads no file. By then every key has the type that its class asks for, files of init aside, which
+        may be null.
         """
 
 
@@ -112,7 +113,10 @@ def check(config: DictConfig) -> Node:
         raise ConfigError(f"{error.full_key or 'config'}: {said}") from error
     if resolved.get("name") is None:
         raise ConfigError("nothing to train: choose model=NAME or experiment=NAME (python train.py --help lists them)")
-    if mistakes := list(_check_run(resolved, raw)) or list(_said_by_classes(resolved)):
+    mistakes = list(_check_run(resolved, raw))
+    if {not_given(key) for key in resolved.get("init") or ()}.issuperset(mistakes):  # all else is of its type
+        mistakes += _said_by_classes(resolved)
+    if mistakes:
         raise ConfigError("\n".join(dict.fromkeys(mistakes)))
     return resolved
 

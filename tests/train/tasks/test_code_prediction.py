@@ -219,6 +219,14 @@ def test_a_wrong_start_is_refused_before_data_is_read(
     assert "Traceback" not in printed
 
 
+def test_all_files_that_a_stage_starts_from_are_asked_for_at_once(command: Command) -> None:
+    from train.jobs.cli import main
+
+    code, printed = command(main, "model=codeformer_stage3", "data.root=nowhere")
+    assert code == 1
+    assert [line.partition(" is not set")[0] for line in printed.splitlines()] == ["error: init.stage1", "error: init.stage2"]
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
