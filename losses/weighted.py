@@ -156,9 +156,9 @@ class LossSet(nn.Module):
                 found.setdefault(term.of, set()).update(self._needs[name])
         return found
 
-    def needs(self, update: int, without: Collection[str] = ()) -> set[str]:
+    def needs(self, update: int) -> set[str]:
         """Names of the tensors that this update asks for."""
-        return {key for name in self.due(update, without) for key in self._needs[name]}
+        return {key for name in self.due(update) for key in self._needs[name]}
 
     def forward(self, update: int, without: Collection[str] = (), /, **tensors: Any) -> tuple[Tensor, Terms]:
         """The weighted sum, and every term.

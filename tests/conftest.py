@@ -7,8 +7,9 @@ import pytest
 
 from tests.toy import draw_no_curves
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # one of as many processes as there are cores; torch reads it when it is imported
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+# pytest takes a process for each core. With -n 0 too, as sums over two threads round otherwise than the tolerances of tests of
+# two ranks allow. Torch reads it when it is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A process takes a whole file at a time (--dist loadfile): the longest come first, so that none is left with one at the end.
 LONGEST = [
