@@ -65,7 +65,7 @@ class Bare:
 
     def update(self) -> None:
         batch = next(self.batches)
-        loss, _ = self.loss(restored=self.network(batch["lq"]), hq=batch["hq"])
+        loss, _ = self.loss(1, restored=self.network(batch["lq"]), hq=batch["hq"])
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
