@@ -68,7 +68,7 @@ def reference_sample(png: bytes, ours: Pipeline) -> tuple[Tensor, Tensor]:
 
 
 def our_sample(contents: bytes, ours: Pipeline, position: int) -> dict[str, Tensor]:
-    """As data.faces.FaceDataset."""
+    """As data.faces.TrainingFaces."""
     hq = to_tensor(decode(contents, "photo"))
     return ours.apply(hq, ours.sample(0, position, SIZE))
 

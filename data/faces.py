@@ -16,7 +16,7 @@ from data.order import Draws, Order
 from data.reading import Images, Picture, Reader, read_photos, sizes
 
 
-class FaceDataset(Dataset[Sample]):
+class TrainingFaces(Dataset[Sample]):
     """Training samples by position 0, 1, 2, …, without end; PositionSampler says which positions to ask for.
 
     Args:    images: to train on, with their targets and negatives where they have some.
@@ -84,13 +84,13 @@ def negative_of(picture: Picture) -> dict[str, Any]:
     return {"negative": to_tensor(picture.photos[2 if has_negative else 0]), "has_negative": torch.tensor(float(has_negative))}
 
 
-class FixedFaces(Dataset[Sample]):
+class ValidationFaces(Dataset[Sample]):
     """The validation set: the same images under the same degradations, whenever and wherever it is read.
 
     Position i is image i // degradations_per_image under the degradation drawn from (seed, i). Nothing is augmented, and an
     unreadable image is always an error.
 
-    Args:    images: of which the first target counts. degradation: see FaceDataset.
+    Args:    images: of which the first target counts. degradation: see TrainingFaces.
              size: side of the centre crop in pixels; None leaves images as they are.
              seed: of the validation alone, so that runs with other training seeds are compared on the same pictures.
     """

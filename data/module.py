@@ -15,7 +15,7 @@ from data.augmentation import Augmentation
 from data.batch import Batch, Degradation, Parameters, Sample, finished
 from data.columns.column import Column, Setting
 from data.cutting import Cut
-from data.faces import FaceDataset, FixedFaces
+from data.faces import TrainingFaces, ValidationFaces
 from data.order import PositionSampler
 from data.parent import end_with_parent
 from data.roots import Roots
@@ -58,7 +58,7 @@ class FaceData(LightningDataModule):
     Args:    roots: where the images lie.
              columns: name -> what was made of the images before training; those without a path are left out.
              degradation: makes LQs; None: root holds LQs, and is paired.
-             augmentation, cut, seed, on_error, keep_decoded: see FaceDataset.
+             augmentation, cut, seed, on_error, keep_decoded: see TrainingFaces.
              batch_size: samples of a micro-batch on each device.
              num_workers: processes a loader, 0 reads in the training process.
              val_size: side of the validation images in pixels; None leaves them as they are (then val_batch_size is 1, unless
@@ -103,7 +103,7 @@ class FaceData(LightningDataModule):
         )
         for column in self.columns.values():
             column.bind(setting)
-        self.faces = FaceDataset(
+        self.faces = TrainingFaces(
             images=training,
             columns=list(self.columns.values()),
             degradation=degradation,
@@ -113,7 +113,7 @@ class FaceData(LightningDataModule):
             on_error=on_error,
             keep_decoded=keep_decoded,
         )
-        self.fixed = FixedFaces(
+        self.fixed = ValidationFaces(
             images=validation,
             degradation=degradation,
             degradations_per_image=val_degradations,

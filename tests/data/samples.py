@@ -11,7 +11,7 @@ from data.columns.components import Components
 from data.columns.latents import ConditionLatents, Latents
 from data.columns.real import RealFaces
 from data.cutting import Cut
-from data.faces import FaceDataset, FixedFaces
+from data.faces import TrainingFaces, ValidationFaces
 from data.module import FaceData
 from data.order import Draws
 from data.reading import Images, Picture
@@ -48,7 +48,7 @@ def picture(index, photo=None, *, mirrored=False, name="it", size=16):
     return Picture(index, name, [photo], [photo.shape[:2]], mirrored=mirrored)
 
 
-def face_dataset(
+def training_faces(
     source,
     degradation,
     *,
@@ -68,7 +68,7 @@ def face_dataset(
     augmentation = augmentation or Augmentation(transforms={})
     for column in columns:
         bound(column, source, targets=targets, degradation=degradation, augmentation=augmentation, **shown)
-    return FaceDataset(
+    return TrainingFaces(
         images=Images(source, targets, negatives),
         columns=columns,
         degradation=degradation,
@@ -80,8 +80,8 @@ def face_dataset(
     )
 
 
-def fixed_faces(source, degradation, *, targets=None, **settings):
-    return FixedFaces(images=Images(source, targets, None), degradation=degradation, **settings)
+def validation_faces(source, degradation, *, targets=None, **settings):
+    return ValidationFaces(images=Images(source, targets, None), degradation=degradation, **settings)
 
 
 ROOTS = {

@@ -11,7 +11,7 @@ from data.images import UnreadableImage, to_tensor
 from data.order import draws, image_at
 from data.reading import read_image
 from data.sources.files import ImageFolder
-from tests.data.samples import face_dataset, fixed_faces
+from tests.data.samples import training_faces, validation_faces
 
 
 def textured(height, width, seed=0):
@@ -19,7 +19,7 @@ def textured(height, width, seed=0):
 
 
 def faces(folder, degradation, **changes):
-    return face_dataset(ImageFolder(root=str(folder)), degradation, **changes)
+    return training_faces(ImageFolder(root=str(folder)), degradation, **changes)
 
 
 # crops
@@ -161,7 +161,7 @@ def test_skip_with_nothing_readable(folder, shade):
 
 def fixed(folder, degradation, **changes):
     options = {"degradations_per_image": 3, "size": 16, "seed": 1}
-    return fixed_faces(ImageFolder(root=str(folder)), degradation, **(options | changes))
+    return validation_faces(ImageFolder(root=str(folder)), degradation, **(options | changes))
 
 
 def test_fixed_set(folder, shade):

@@ -10,7 +10,7 @@ from data.augmentation import Augmentation
 from data.order import draws, image_at
 from data.pairs import targets_of
 from data.sources.files import ImageFolder
-from tests.data.samples import face_dataset, fixed_faces
+from tests.data.samples import training_faces, validation_faces
 
 NONE = Augmentation(transforms={})
 
@@ -41,7 +41,7 @@ def lq(tmp_path):
 
 def pairs(lq, hq, **changes):
     options = {"degradation": None, "crop": "random", "hflip_prob": 0.5, "seed": 1} | changes
-    return face_dataset(lq, targets=targets_of(lq, hq, "data.target_root"), **options)
+    return training_faces(lq, targets=targets_of(lq, hq, "data.target_root"), **options)
 
 
 @pytest.mark.parametrize("scale", [1, 2, 4])
@@ -56,7 +56,7 @@ def test_lq_and_hq_stay_aligned(lq, tmp_path, scale, crop):
 
 
 def test_a_pair_is_cut_where_a_photo_alone_would_be(lq, tmp_path, shade):
-    alone = face_dataset(lq, shade, crop="random", hflip_prob=0.5, seed=1)
+    alone = training_faces(lq, shade, crop="random", hflip_prob=0.5, seed=1)
     paired = pairs(lq, enlarged(lq, tmp_path / "hq", 1))
     assert all(torch.equal(paired[position]["hq"], alone[position]["hq"]) for position in range(20))
 
@@ -90,9 +90,9 @@ def test_scales_in_the_names_of_lqs_do_not_count(lq, tmp_path):
 
 def test_the_fixed_set_of_pairs(lq, tmp_path, shade):
     targets = targets_of(lq, enlarged(lq, tmp_path / "hq", 2), "data.target_root")
-    fixed = fixed_faces(lq, targets=targets, degradation=None, degradations_per_image=1, size=None, seed=0)
+    fixed = validation_faces(lq, targets=targets, degradation=None, degradations_per_image=1, size=None, seed=0)
     assert (fixed[0]["lq"].shape, fixed[0]["hq"].shape) == ((3, 30, 24), (3, 60, 48))
-    cut = fixed_faces(lq, targets=targets, degradation=None, degradations_per_image=1, size=20, seed=0)[2]
+    cut = validation_faces(lq, targets=targets, degradation=None, degradations_per_image=1, size=20, seed=0)[2]
     assert torch.equal(cut["lq"], fixed[2]["lq"][:, 8:18, 15:25])
     assert torch.equal(cut["hq"], fixed[2]["hq"][:, 16:36, 30:50])
 
@@ -145,7 +145,7 @@ def test_unmatched_names_are_listed(lq, tmp_path):
 @pytest.mark.parametrize("shape", [(45, 36), (29, 24), (60, 24), (15, 12)])
 def test_sizes_that_do_not_fit(lq, tmp_path, shape):
     hq = folder_of(tmp_path / "hq", {"0.png": shape, "1.png": shape, "2.png": shape})
-    fixed = fixed_faces(lq, targets=targets_of(lq, hq, ""), degradation=None, degradations_per_image=1, size=None, seed=0)
+    fixed = validation_faces(lq, targets=targets_of(lq, hq, ""), degradation=None, degradations_per_image=1, size=None, seed=0)
     with pytest.raises(ValueError, match=rf"0\.bmp is 24x30 and its target {shape[1]}x{shape[0]}: a target must be"):
         fixed[0]
 

@@ -108,7 +108,7 @@ def shortened(config: dict[str, Any]) -> tuple[dict[str, Any], int]:
         "name": str(name.with_name(f".{name.name}.preflight")),  # a name that no run can have
         "trainer": {**config["trainer"], "max_steps": updates, "val_check_interval": updates, "enable_progress_bar": False},
         "checkpoint": {**config["checkpoint"], "every_n_steps": updates, "every_s": None},
-        "task": task_class(config).from_the_start(config),
+        "task": task_class(config).all_at_once(config),
     }
     return short, window
 

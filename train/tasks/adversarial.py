@@ -41,7 +41,7 @@ class AdversarialTask(RestorationTask):
         return steps
 
     @staticmethod
-    def from_the_start(config: dict[str, Any]) -> dict[str, Any]:
+    def all_at_once(config: dict[str, Any]) -> dict[str, Any]:
         node: dict[str, Any] = config["task"]
         starts = {key: node["adversary"][key] for key in ("start_step", "generator_start_step")}
         early = {key: 0 for key, step in starts.items() if step < config["trainer"]["max_steps"]}

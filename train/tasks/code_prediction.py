@@ -55,7 +55,7 @@ class TargetCodes(nn.Module):
         return self.network.quantize.nearest(self.network.encode(hq))
 
 
-class Codes(nn.Module):
+class CodePrediction(nn.Module):
     """Which codes the transformer is to predict, and when an image is made of its predictions.
 
     Args:   teacher: a run or official file, whose encoder and codebook make the target codes; frozen. Read at every start, and
@@ -114,7 +114,7 @@ class PredictsCodes(RestorationTask):
     Updates that make an image take batch["lq"], the others batch["lq_large"] where the degradation makes one.
     """
 
-    codes: Codes
+    codes: CodePrediction
 
     offers = RestorationTask.offers | {"target_codes", "target_latent"}
     reads = frozenset({"codes"})
@@ -211,7 +211,7 @@ def accuracy(logits: Tensor, target: Tensor) -> Tensor:
 class CodePredictionTask(PredictsCodes, RegressionTask):
     """Stage II: the transformer and the encoder learn the codes of HQ (codeformer_idx_model.py), without a discriminator.
 
-    Raises: ValueError: as Codes, and where a term of the loss needs what there isn't.
+    Raises: ValueError: as CodePrediction, and where a term of the loss needs what there isn't.
     """
 
 
@@ -221,7 +221,7 @@ class ControllableTask(PredictsCodes, AdversarialTask):
 
     The discriminator rests in updates without an image.
 
-    Raises: ValueError: as Codes and AdversarialTask.
+    Raises: ValueError: as CodePrediction and AdversarialTask.
     """
 
     offers = PredictsCodes.offers | AdversarialTask.offers

@@ -112,7 +112,7 @@ class RestorationTask(L.LightningModule):
         return 1
 
     @staticmethod
-    def from_the_start(config: dict[str, Any]) -> dict[str, Any]:
+    def all_at_once(config: dict[str, Any]) -> dict[str, Any]:
         """The task's node of the configuration, changed so that parts that begin later train from update 1.
 
         A preflight measures this, as a few updates of the run itself would not show its full cost.

@@ -12,7 +12,7 @@ from data.cutting import center_crop
 from data.pairs import targets_of
 from data.sources.files import FileList, ImageFolder
 from tests.data.conftest import textured
-from tests.data.samples import bound, face_dataset
+from tests.data.samples import bound, training_faces
 
 SIZE = 16
 
@@ -53,7 +53,7 @@ def codes_in(file):
 
 
 def dataset(source, codes, degradation, **changes):
-    return face_dataset(source, degradation, columns=[codes], hflip_prob=0.5, seed=2, **changes)
+    return training_faces(source, degradation, columns=[codes], hflip_prob=0.5, seed=2, **changes)
 
 
 def assert_each_has_its_own(samples, photos):

@@ -11,7 +11,7 @@ from data.columns.column import Column, Setting
 from data.order import Draws
 from data.reading import Picture
 from data.sources.files import ImageFolder
-from tests.data.samples import face_dataset
+from tests.data.samples import training_faces
 from train.jobs.config import ConfigError, check
 from train.runs.building import build
 from train.tasks.regression import RegressionTask
@@ -77,7 +77,7 @@ def test_a_further_column_is_a_line_of_configuration(folder, ages):
 @pytest.mark.filterwarnings("ignore:data.on_error=skip passes over")
 def test_an_image_that_stands_in_brings_its_own(folder, ages, shade):
     (folder / "img_2.png").write_bytes(b"gone")
-    samples = face_dataset(
+    samples = training_faces(
         ImageFolder(root=str(folder)), shade, columns=[Ages(key="data.age", path=str(ages))], on_error="skip", hflip_prob=0.5
     )
     stood_in = 0

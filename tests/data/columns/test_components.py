@@ -20,7 +20,7 @@ from models.components import PARTS as PARTS_OF_MODELS
 from models.components import mirrored
 from tests.data.columns.test_codes import Bytes
 from tests.data.conftest import textured
-from tests.data.samples import DRAWS, bound, face_data, face_dataset, picture
+from tests.data.samples import DRAWS, bound, face_data, picture, training_faces
 from tests.data.sources.test_archives import make
 
 SIDE, SIZE = 32, 16
@@ -71,7 +71,7 @@ def components_in(file):
 
 def dataset(source, file, degradation, **changes):
     options = {"size": SIZE, "hflip_prob": 0.5, "seed": 2} | changes
-    return face_dataset(source, degradation, columns=[components_in(file)], **options)
+    return training_faces(source, degradation, columns=[components_in(file)], **options)
 
 
 @pytest.mark.parametrize(

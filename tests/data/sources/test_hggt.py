@@ -15,7 +15,7 @@ from data.images import UnreadableImage
 from data.order import image_at
 from data.sources.hggt import Groups, majority
 from losses.weighted import Loss
-from tests.data.samples import face_dataset
+from tests.data.samples import training_faces
 from tests.toy import TINY_NETWORK, TINY_RUN
 from train.jobs.config import plain
 from train.runs.building import build
@@ -78,7 +78,7 @@ class Kept:
 def samples(root, negatives=True, **changes):
     groups = Groups(root=str(root), negatives=negatives)
     options = {"degradation": Kept(), "crop": "random", "hflip_prob": 0.5, "seed": 3} | changes
-    return face_dataset(groups, targets=groups.targets, negatives=groups.negatives, **options)
+    return training_faces(groups, targets=groups.targets, negatives=groups.negatives, **options)
 
 
 def version(image, lq):

@@ -20,7 +20,7 @@ from data.order import PositionSampler
 from data.sources.hub import ArrowImages, FileImages, ParquetImages, hugging_face
 from data.sources.opening import open_images
 from data.sources.source import Blocked, Part, Source
-from tests.data.samples import face_dataset, fixed_faces
+from tests.data.samples import training_faces, validation_faces
 
 OPTIONS = {"subset": None, "split": "train", "column": "image", "revision": None, "groups_mixed": 1}
 
@@ -96,7 +96,7 @@ def addresses(server):
 
 
 def samples(source, shade, count, start=0, workers=0):
-    dataset = face_dataset(source, shade, crop="random", hflip_prob=0.5, seed=4)
+    dataset = training_faces(source, shade, crop="random", hflip_prob=0.5, seed=4)
     order = PositionSampler(start=start, batch_size=2, rank=0, world=1)
     batches = islice(DataLoader(dataset, batch_sampler=order, num_workers=workers), count)
     return [lq for batch in batches for lq in batch["lq"].numpy()]
@@ -163,7 +163,7 @@ def test_streaming_fetches_only_the_row_groups_it_needs(server):
 
 def test_the_fixed_set_streams_too(server, shade):
     whole = ParquetImages(files=addresses(server), column="image", groups_mixed=1)
-    fixed = fixed_faces(
+    fixed = validation_faces(
         Part(whole=whole, start=14, stop=17),
         shade,
         degradations_per_image=1,

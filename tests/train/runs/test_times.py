@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from data.faces import FaceDataset
+from data.faces import TrainingFaces
 from models.swinir import SwinIR
 from tests.toy import TINY_DATA, TINY_NETWORK, TINY_RUN, write_photographs
 from train.runs import checkpoint
@@ -93,7 +93,7 @@ def about(seconds: float) -> Any:
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_each_part_without_workers(times: Times, takes: Takes, accumulate: int) -> None:
-    takes(FaceDataset, "__getitem__", 0.15 / accumulate)  # two samples a batch
+    takes(TrainingFaces, "__getitem__", 0.15 / accumulate)  # two samples a batch
     takes(SwinIR, "forward", 0.6 / accumulate)
     takes(torch.optim.Adam, "zero_grad", 0.3 / accumulate)  # between forward and backward
     takes(torch.Tensor, "backward", 0.2 / accumulate)
@@ -126,7 +126,7 @@ def test_validation_and_saving_are_left_out(times: Times, takes: Takes) -> None:
 
 
 def test_workers_read_while_the_network_computes(times: Times, delay: Takes) -> None:
-    delay(FaceDataset, "__getitem__", 0.2)
+    delay(TrainingFaces, "__getitem__", 0.2)
     delay(SwinIR, "forward", 0.6)
     row = fastest(times("trainer.max_steps=5", "data.num_workers=2")[1:])
     assert row["data_wait_s"] < OWN_S, "0.4 s a batch, read by two meanwhile"
@@ -134,7 +134,7 @@ def test_workers_read_while_the_network_computes(times: Times, delay: Takes) -> 
 
 
 def test_workers_that_are_too_slow(times: Times, delay: Takes) -> None:
-    delay(FaceDataset, "__getitem__", 0.5)
+    delay(TrainingFaces, "__getitem__", 0.5)
     rows = times("trainer.max_steps=8", "data.num_workers=2", "trainer.val_check_interval=100")
     # 1 s a batch by each of two workers: one batch each 0.5 s
     wait = sum(row["data_wait_s"] for row in rows[4:]) / 4

@@ -19,7 +19,7 @@ from train.jobs.cli import compose
 from train.runs.building import build
 from train.runs.curves import read_rows
 from train.tasks.calling import check_arguments
-from train.tasks.code_prediction import CodePredictionTask, Codes, Phase
+from train.tasks.code_prediction import CodePrediction, CodePredictionTask, Phase
 from train.tasks.codebook import CodebookUse, perplexity
 
 Command = Callable[..., tuple[int, str]]
@@ -294,7 +294,7 @@ def test_phases_follow_each_other(trained: Path) -> None:
     for ends in ([5, 5, None], [5, None, None], [5], []):
         phases = {str(n): Phase(until_step=end, w=None) for n, end in enumerate(ends)}
         with pytest.raises(ValueError, match="each must end later"):
-            Codes(teacher=teacher, family="vqgan", phases=phases, w=0, adain=False)
+            CodePrediction(teacher=teacher, family="vqgan", phases=phases, w=0, adain=False)
 
 
 def test_perplexity_counts_codes_in_use() -> None:

@@ -453,10 +453,10 @@ def test_a_wrong_start_is_refused_before_data_is_read(
     wrong: list[str] | str,
     message: str,
 ) -> None:
-    from data.faces import FaceDataset
+    from data.faces import TrainingFaces
     from train.jobs.cli import main
 
-    monkeypatch.setattr(FaceDataset, "__getitem__", lambda *_: pytest.fail("data was read"))
+    monkeypatch.setattr(TrainingFaces, "__getitem__", lambda *_: pytest.fail("data was read"))
     more = spoiled(given, tmp_path, wrong) if isinstance(wrong, str) else [each.replace("RUN", str(run)) for each in wrong]
     code, printed = command(main, *arguments(given, *more))
     assert code == 1

@@ -214,7 +214,7 @@ def test_a_preflight_measures_both_sides() -> None:
             "task": {"adversary": {"start_step": 0, "generator_start_step": 2000, "leak": False}},
             "trainer": {"max_steps": updates},
         }
-        assert AdversarialTask.from_the_start(config) == {
+        assert AdversarialTask.all_at_once(config) == {
             "adversary": {"start_step": 0, "generator_start_step": held, "leak": False}
         }
 
