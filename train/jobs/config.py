@@ -1,7 +1,11 @@
 """Refuses a configuration with unknown, mistyped, out-of-range or unread keys before anything is built or read.
 
 Every node with `_target_` is held against the signature of the class it names: its keys, types and ranges (annotated_types
-in the annotations). The remaining keys are those of RUN. Nothing is instantiated, and no weights are needed.
+in the annotations). A key that the class does not take may be a short way: other keys of its node take their value from it, as
+data.columns.codes.path does from data.codes. What else a class knows of a configuration it says itself (SaysMistakes). The
+remaining keys are those of RUN. Nothing is instantiated, and no weights are needed.
+
+This file imports nothing of a run, so that restoration/ may check its command by it too (tests/test_imports.py).
 """
 
 import difflib
