@@ -7,6 +7,7 @@ import torch
 from annotated_types import Ge
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from train import ranks
@@ -25,8 +26,8 @@ class Diverged(Exception):
 class NonFiniteGuard(Callback):
     """Skips an update whose loss or gradients are NaN or infinite on any rank: weights, optimizer and EMA stay as they were.
 
-    A skipped update counts as one: the order of the samples does not shift. With an fp16 scaler, gradients alone are the
-    scaler's to judge.
+    A skipped update counts as one: the order of the samples does not shift. With float16, an optimizer whose gradients alone
+    are not finite is left to its scaler (task.scaler_of), which leaves out that optimizer's step.
 
     Args: max_in_a_row: as many skipped updates in a row raise Diverged.
     """
@@ -52,21 +53,24 @@ class NonFiniteGuard(Callback):
     def on_before_optimizer_step(  # type: ignore[override]
         self, trainer: L.Trainer, task: RestorationTask, optimizer: Optimizer
     ) -> None:
-        parameters = trained(trainer)
-        gradients = [local(p.grad) for p in parameters if p.grad is not None]
-        names = [*task.nonfinite, "the gradient"]
-        row = torch.stack([*task.nonfinite.values(), _any_nonfinite(gradients, trainer.strategy.root_device)])
+        device = trainer.strategy.root_device
+        gradients = [_any_nonfinite(_gradients(each), device) for each in trainer.optimizers]
+        names = list(task.nonfinite)
+        row = torch.stack([*task.nonfinite.values(), *gradients])
         task.nonfinite = {}
         rows = ranks.gather_rows(row.to(torch.uint8)).tolist()  # waits for the device
-        found = {name: [n for n, row in enumerate(rows) if row[column]] for column, name in enumerate(names)}
-        found = {name: where for name, where in found.items() if where}
-        task.skip_update = bool(found)
-        scaler = getattr(trainer.precision_plugin, "scaler", None)
-        scaled = scaler is not None and scaler.get_scale() >= 1  # a smaller scale can't be what makes them infinite
-        if not found or (scaled and set(found) == {"the gradient"}):
+        where = [[n for n, row in enumerate(rows) if row[column]] for column in range(len(names) + len(gradients))]
+        found = {name: at for name, at in zip(names, where[: len(names)], strict=True) if at}
+        infinite = {each: at for each, at in zip(trainer.optimizers, where[len(names) :], strict=True) if at}
+        left = {each for each in infinite if _overflows(task.scaler_of(each))}  # the rest is judged here
+        if judged := sorted({n for each, at in infinite.items() if each not in left for n in at}):
+            found["the gradient"] = judged
+        if not found:
+            task.outcome = "left to the scaler" if trainer.optimizers[0] in left else "done"
             self.in_a_row = 0
             return
-        for parameter in parameters:
+        task.outcome = "dropped"
+        for parameter in trained(trainer):
             parameter.grad = None  # optimizers pass over a parameter without gradient: no momentum, no weight decay
         self.in_a_row += 1
         self.skipped += 1
@@ -88,6 +92,15 @@ class NonFiniteGuard(Callback):
 def trained(trainer: L.Trainer) -> list[nn.Parameter]:
     """All parameters that optimizers train, those of discriminators included."""
     return [p for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]]
+
+
+def _gradients(optimizer: Optimizer) -> list[Tensor]:
+    return [local(p.grad) for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+
+
+def _overflows(scaler: GradScaler | None) -> bool:
+    """Whether its scale can be what makes gradients infinite, be they still scaled or not: a scale below 1 can't."""
+    return scaler is not None and scaler.get_scale() >= 1
 
 
 def _any_nonfinite(tensors: list[Tensor], device: torch.device) -> Tensor:

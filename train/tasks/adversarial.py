@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from data.batch import Batch
@@ -89,7 +90,7 @@ class AdversarialTask(RestorationTask):
             raise ValueError(
                 "adaptive_at weighs an adversarial term against the others of loss.terms, and there are none: add one"
             )
-        self.scaler = torch.amp.GradScaler(enabled=False)
+        self.scaler = GradScaler(enabled=False)  # the discriminators' own
 
     def setup(self, stage: str) -> None:
         """Lightning refuses accumulation and clipping with manual optimization, but looks before this: both are done here."""
@@ -100,7 +101,7 @@ class AdversarialTask(RestorationTask):
                 f"trainer.precision={self.trainer.precision} can't leave out the generator's steps: set "
                 "adversary.generator_start_step=0, or trainer.precision=bf16-mixed"
             )
-        self.scaler = torch.amp.GradScaler(self.trainer.strategy.root_device.type, enabled=fp16)  # the discriminators' own
+        self.scaler = GradScaler(self.trainer.strategy.root_device.type, enabled=fp16)
 
     def on_train_start(self) -> None:
         super().on_train_start()
@@ -151,7 +152,7 @@ class AdversarialTask(RestorationTask):
             if plays:
                 self._watch(update)
             self._generator_step()
-        if plays and ends_step and (number < first or not self.skip_update):
+        if plays and ends_step and (number < first or self.outcome != "dropped"):
             self._discriminator_steps(alone=number < first)
         if ends_update:
             for config in self.trainer.lr_scheduler_configs:
@@ -172,7 +173,7 @@ class AdversarialTask(RestorationTask):
     def _balanced(self, terms: Terms) -> Terms:
         """Adversarial terms weighed against the others at one parameter (VQGAN, Esser et al. 2021, eq. 7)."""
         others = total(term for name, term in terms.items() if name not in self.adversarial)
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        scaler = self.scaler_of(self.trainer.optimizers[0])
         scale = float(scaler.get_scale()) if scaler else 1.0
         balanced, weights = dict(terms), self.loss.due(self.update)
         for name, parameter in self.adaptive.items():
@@ -220,9 +221,12 @@ class AdversarialTask(RestorationTask):
         generator: Any = self.optimizers()[0]  # type: ignore[index]
         generator.step()
         generator.zero_grad()
-        self.loss.after_update(self.skip_update)
-        if self.ema and not self.skip_update:
-            self.ema.update(self.network)
+        self.after_step()
+
+    def scaler_of(self, optimizer: Optimizer) -> GradScaler | None:
+        """The discriminators have one of their own: an overflow on one side leaves the other's step as it is."""
+        generators = super().scaler_of(optimizer)
+        return self.scaler if generators and optimizer in self.trainer.optimizers[1:] else generators
 
     def _discriminator_steps(self, alone: bool) -> None:
         """alone: without the generator, whose step lets train/runs/nonfinite.py look at all gradients."""

@@ -47,7 +47,7 @@ class AutoencodingTask(AdversarialTask):
         if logged:
             self.row.put({f"codebook/{name}": value for name, value in use.items()})
         super()._generator_step()
-        if self.latent is None or self.skip_update:
+        if self.latent is None or self.outcome != "done":
             return
         seed: int = self.config["seed"]
         revived = self.codebook.revive(self._codebooks(), self.trainer.optimizers[0], self.latent, update, seed)

@@ -5,12 +5,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import wraps
 from pydoc import locate
-from typing import Annotated, Any, ClassVar, TypeVar, dataclass_transform
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, dataclass_transform
 
 import lightning as L
 import torch
 from annotated_types import Interval
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -28,6 +29,10 @@ from train.tasks.validation import Validation, check_scale
 
 # Tensors that terms of the loss may name, but that only data=hggt has, and only with data.source.negatives=true.
 NEGATIVES = frozenset({"negative", "has_negative"})
+
+# What became of an update: done; dropped by train/runs/nonfinite.py, which leaves everything as it was; or an overflow of
+# float16 in the network's gradients, where their scaler leaves out the network's step, and no other's.
+Outcome = Literal["done", "dropped", "left to the scaler"]
 
 Decay = Annotated[float, Interval(ge=0, lt=1)]
 Task = TypeVar("Task", bound=L.LightningModule)
@@ -90,7 +95,7 @@ class RestorationTask(L.LightningModule):
         self.nonfinite: dict[str, Tensor] = {}  # loss term -> () bool: not finite in a batch since the last update
         self.saving_s = 0.0  # spent on checkpoints since train/runs/times.py last looked
         self.sharded = False
-        self.skip_update = False  # train/runs/nonfinite.py: the update that is being done leaves everything as it was
+        self.outcome: Outcome = "done"  # of the update under way, said by train/runs/nonfinite.py before any step
         # The resolved config and the samples an update consumes, of all ranks: saved in every checkpoint.
         self.config: dict[str, Any] = {}
         self.effective_batch = 0
@@ -185,9 +190,19 @@ class RestorationTask(L.LightningModule):
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
-        self.loss.after_update(self.skip_update)
-        if self.ema and not self.skip_update:
+        self.after_step()
+
+    def after_step(self) -> None:
+        """What follows the step of the network's optimizer."""
+        stepped = self.outcome == "done"
+        self.loss.after_update(skipped=not stepped)
+        if self.ema and stepped:
             self.ema.update(self.network)
+
+    def scaler_of(self, optimizer: Optimizer) -> GradScaler | None:
+        """What scales the loss of these parameters with float16, and leaves out the optimizer's step after an overflow."""
+        scaler: GradScaler | None = getattr(self.trainer.precision_plugin, "scaler", None)
+        return scaler
 
     def given(self, batch: Batch, made: dict[str, Any]) -> dict[str, Any]:
         """What there is for the terms of the loss, by name; made: the network's outputs.

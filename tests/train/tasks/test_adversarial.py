@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import partial, wraps
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ import torch
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.utils.data import DataLoader
 
 from losses.adversarial import R1, Adversarial, Discriminate
 from losses.pixel import L1
 from losses.weighted import Loss, LossSet, Scheduled
 from train.runs.building import quieten
+from train.runs.nonfinite import Diverged, NonFiniteGuard
 from train.tasks import row
 from train.tasks.adversarial import AdversarialTask
 from train.tasks.discriminators import Adversary, Alarm, Discriminator
@@ -299,36 +302,103 @@ def test_schedules_and_gradient_norms() -> None:
     assert rows[1]["grad_norm/gan"] > 0
 
 
+def fit_fp16(
+    made: AdversarialTask, updates: int, scale: float, d_scale: float, growth_interval: int = 2000
+) -> tuple[float, float]:
+    """With train/runs/nonfinite.py, as every run; returns the scales at the end, the generator's and the discriminators'."""
+    plugin = MixedPrecision("16-mixed", "cpu", GradScaler("cpu", init_scale=scale, growth_interval=growth_interval))
+
+    def setup(stage: str) -> None:
+        AdversarialTask.setup(made, stage)
+        assert made.scaler.is_enabled()
+        made.scaler.load_state_dict(GradScaler("cpu", init_scale=d_scale, growth_interval=growth_interval).state_dict())
+
+    made.setup = setup  # type: ignore[method-assign]
+    fit(made, 4, updates, plugins=[plugin], callbacks=[NonFiniteGuard(max_in_a_row=2)])
+    assert plugin.scaler is not None
+    return plugin.scaler.get_scale(), made.scaler.get_scale()
+
+
+def average(made: AdversarialTask) -> Tensor:
+    assert made.ema is not None
+    return weights(made.ema.average)
+
+
 def test_fp16_scales_both_apart() -> None:
-    """A scaler for each: one that finds infinities skips its own step alone, and halves its own scale."""
-    plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**10))
+    """Without an overflow it is the training in float32."""
     made, plain = task(), task()
     fit(plain, 4, 2)
-    fit(made, 4, 2, plugins=[plugin])
+    assert fit_fp16(made, 2, scale=2.0**10, d_scale=2.0**10) == (2.0**10, 2.0**10)
     for one, other in zip(networks(made), networks(plain), strict=True):
         assert torch.allclose(one, other, atol=2e-3)
-    assert made.scaler.is_enabled()
 
-    plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**10))
-    rigged = task()
-    rigged.setup = lambda stage: (
-        AdversarialTask.setup(rigged, stage),
-        rigged.scaler.load_state_dict(  # type: ignore[method-assign]
-            torch.amp.GradScaler("cpu", init_scale=2.0**120).state_dict()
-        ),
-    )
-    before = networks(rigged)
-    fit(rigged, 4, 1, plugins=[plugin])
-    assert torch.equal(before[1], networks(rigged)[1])
-    assert not torch.equal(before[0], networks(rigged)[0])
-    assert rigged.scaler.get_scale() == 2.0**119
-    assert plugin.scaler is not None
-    assert plugin.scaler.get_scale() == 2.0**10
+
+def test_fp16_overflow_of_a_discriminator_is_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its step is left out, its gradients are zeroed and its scale is halved; the generator and its average go on."""
+    made, plain = task(ema_decay=0.5), task(ema_decay=0.5)
+    before = networks(made)
+    fit(plain, 4, 1)
+    assert fit_fp16(made, 1, scale=2.0**10, d_scale=2.0**120) == (2.0**10, 2.0**119)
+    assert torch.equal(networks(made)[1], before[1])
+    assert all(p.grad is None for p in made.adversary.parameters())
+    assert torch.allclose(networks(made)[0], networks(plain)[0], atol=2e-3)
+    assert torch.allclose(average(made), average(plain), atol=2e-3)
+    assert not torch.equal(average(made), before[0])
+    assert "skipped" not in capsys.readouterr().out, "the guard leaves it to the scaler"
+
+
+def test_fp16_overflow_of_the_generator_is_its_own() -> None:
+    """The discriminators step in the same update: their gradients do not pile up until the generator goes on."""
+    made, plain = task(ema_decay=0.5), task()
+    before = networks(made)
+    fit(plain, 4, 1)
+    assert fit_fp16(made, 1, scale=2.0**120, d_scale=2.0**10) == (2.0**119, 2.0**10)
+    assert torch.equal(networks(made)[0], before[0])
+    assert torch.equal(average(made), before[0])
+    assert torch.allclose(networks(made)[1], networks(plain)[1], atol=2e-3)
+    assert not torch.equal(networks(made)[1], before[1])
+    assert all(p.grad is None for p in made.adversary.parameters())
+
+
+def test_fp16_both_sides_go_on_after_overflows() -> None:
+    """Scales that double with each good step overflow again and again; each time they halve and training goes on."""
+    made = task(ema_decay=0.5)
+    seen = []
+    made.on_train_batch_end = lambda *_: seen.append((*networks(made), average(made)))  # type: ignore[assignment, method-assign, misc]
+    fit_fp16(made, 40, scale=2.0**24, d_scale=2.0**24, growth_interval=1)
+    for side, what in enumerate(("generator", "discriminator", "average")):
+        moved = [not torch.equal(one[side], other[side]) for one, other in pairwise(seen)]
+        assert not moved[0], f"{what}: rigged to overflow at first"
+        assert sum(moved[20:]) > 5, what
+
+
+@pytest.mark.parametrize(("what", "d_scale"), [("image.gan", 2.0**10), ("the gradient", 0.5)])
+def test_fp16_nan_of_a_discriminator_is_dropped(
+    what: str, d_scale: float, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the guard: a loss that is NaN is no overflow, nor is a gradient that its scale made smaller. Nothing moves."""
+    made = task(ema_decay=0.5)
+    before = networks(made)
+    whole = Discriminate.forward
+
+    @wraps(whole)
+    def forward(*args: Any, **named: Any) -> Tensor:
+        loss = whole(*args, **named)
+        return loss + (0 * loss).sqrt() if what == "the gradient" else loss * math.nan
+
+    monkeypatch.setattr(Discriminate, "forward", forward)
+    with pytest.raises(Diverged, match="not one update was finite"):
+        fit_fp16(made, 1, scale=2.0**10, d_scale=d_scale)
+    assert f"update 1 is skipped (1 in a row): not finite: {what}\n" in capsys.readouterr().out
+    for one, other in zip((*networks(made), average(made)), (*before, before[0]), strict=True):
+        assert torch.equal(one, other)
+    assert made.scaler.get_scale() == d_scale
+    assert all(p.grad is None for p in made.adversary.parameters())
 
 
 def test_the_scaler_of_the_discriminators_is_kept(tmp_path: Path) -> None:
     def trainer(updates: int) -> L.Trainer:
-        plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**10))
+        plugin = MixedPrecision("16-mixed", "cpu", GradScaler("cpu", init_scale=2.0**10))
         quiet = {"enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
         return L.Trainer(accelerator="cpu", max_steps=updates, plugins=[plugin], logger=False, **quiet)
 
