@@ -14,6 +14,9 @@ from models.adaface import AdaFace
 from models.swinir import SwinIR
 from models.vgg import VGG19Features
 from tests.toy import TINY_DATA, TINY_NETWORK, TINY_RUN, write_photographs
+from train.jobs.cli import compose
+from train.jobs.config import check
+from train.runs.building import build
 from train.runs.curves import read_rows
 
 Cli = Callable[..., tuple[int, str]]
@@ -277,6 +280,23 @@ def test_hggt_has_the_published_numbers(
         assert way.noise.probs == {"gaussian": 0.5, "poisson": 0.5}
         assert way.noise.ways.gaussian.noise.grey_prob == way.noise.ways.poisson.noise.grey_prob == 0.1
         assert list(way.jpeg.quality) == [80, 95]
+
+
+def test_onecycle_moves_the_learning_rate_alone() -> None:
+    config = check(compose(["experiment=demo", "optimizer.lr=1e-3", "optimizer.betas=[0.9,0.99]", "trainer.max_steps=100"]))
+    optimizer = build(config["optimizer"])(params=[torch.nn.Parameter(torch.zeros(1))])
+    schedule = build(config["schedule"])(optimizer=optimizer)
+    rates = []
+    for _ in range(100):
+        (group,) = optimizer.param_groups
+        assert group["betas"] == (0.9, 0.99)
+        rates.append(group["lr"])
+        optimizer.step()
+        if len(rates) < 100:
+            schedule.step()
+    assert max(rates) == rates[9] == pytest.approx(1e-3), "pct_start=0.1 of 100 updates"
+    assert rates[0] == pytest.approx(1e-3 / 25), "torch's div_factor"
+    assert rates[-1] == pytest.approx(1e-3 / 25 / 1e4), "torch's final_div_factor"
 
 
 @pytest.mark.parametrize("trainer", names("trainer"))

@@ -148,10 +148,10 @@ def slurm_tasks_per_node() -> int:
 
 
 def best_precision() -> str:
-    """bf16-mixed on a GPU that computes in it, else 32-true."""
-    import torch
+    """See train/precision.py; torch loads only where the machine is asked."""
+    from train import precision
 
-    return "bf16-mixed" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "32-true"
+    return precision.best_precision()
 
 
 def help_text() -> str:

@@ -9,6 +9,7 @@ import lightning as L
 import torch
 
 from train.errors import ran_out
+from train.precision import half_precision
 
 # Function in the traceback -> what the run was doing. The first one of this table that is found counts.
 PLACES = {
@@ -96,5 +97,5 @@ def _validation_fixes(config: dict[str, Any], trainer: L.Trainer) -> Iterator[tu
 
 def _precision_fix(config: dict[str, Any], trainer: L.Trainer) -> Iterator[tuple[str, str]]:
     if trainer.strategy.root_device.type == "cuda" and str(config["trainer"]["precision"]).startswith("32"):
-        precision = "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+        precision = half_precision()
         yield f"trainer.precision={precision}", "activations of half the size, and faster; results differ by rounding"

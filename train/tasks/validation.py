@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
+from train.precision import full_float32
+
 SSIM_WINDOW_PX = 11
 
 
@@ -63,7 +65,7 @@ class Validation(nn.Module):
     @torch.no_grad()
     def update(self, *, restored: Tensor, lq: Tensor, hq: Tensor) -> None:
         """Adds a batch; all (b, 3, h, w) in [0, 1]. A smaller LQ is enlarged (bicubic) to be compared and shown."""
-        with torch.autocast(hq.device.type, enabled=False):  # SSIM's variances cancel in bf16
+        with torch.autocast(hq.device.type, enabled=False), full_float32():  # SSIM's variances cancel in bf16 and in TF32
             self._update(restored.float(), lq.float().clamp(0, 1), hq.float())
 
     def _update(self, restored: Tensor, lq: Tensor, hq: Tensor) -> None:
