@@ -344,17 +344,23 @@ def test_fp16_overflow_of_a_discriminator_is_its_own(capsys: pytest.CaptureFixtu
     assert torch.allclose(networks(made)[0], networks(plain)[0], atol=2e-3)
     assert torch.allclose(average(made), average(plain), atol=2e-3)
     assert not torch.equal(average(made), before[0])
+    assert made.outcome == "done"
     assert "skipped" not in capsys.readouterr().out, "the guard leaves it to the scaler"
 
 
 def test_fp16_overflow_of_the_generator_is_its_own() -> None:
     """The discriminators step in the same update: their gradients do not pile up until the generator goes on."""
     made, plain = task(ema_decay=0.5), task()
-    before = networks(made)
+    before, told = networks(made), []
+    assert made.ema is not None
+    nn.utils.vector_to_parameters(torch.zeros_like(before[0]), made.ema.average.parameters())  # what an update would move
+    made.loss.after_update = lambda skipped: told.append(skipped)  # type: ignore[method-assign]
     fit(plain, 4, 1)
     assert fit_fp16(made, 1, scale=2.0**120, d_scale=2.0**10) == (2.0**119, 2.0**10)
     assert torch.equal(networks(made)[0], before[0])
-    assert torch.equal(average(made), before[0])
+    assert not average(made).any()
+    assert made.outcome == "left to the scaler"
+    assert told == [True]
     assert torch.allclose(networks(made)[1], networks(plain)[1], atol=2e-3)
     assert not torch.equal(networks(made)[1], before[1])
     assert all(p.grad is None for p in made.adversary.parameters())
@@ -392,6 +398,7 @@ def test_fp16_nan_of_a_discriminator_is_dropped(
     assert f"update 1 is skipped (1 in a row): not finite: {what}\n" in capsys.readouterr().out
     for one, other in zip((*networks(made), average(made)), (*before, before[0]), strict=True):
         assert torch.equal(one, other)
+    assert made.outcome == "dropped"
     assert made.scaler.get_scale() == d_scale
     assert all(p.grad is None for p in made.adversary.parameters())
 
