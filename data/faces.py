@@ -42,7 +42,9 @@ class TrainingFaces(Dataset[Sample]):
         self.images = images
         self.order = Order(count=len(images.source), blocks=images.blocks, seed=seed)
         is_degraded = degradation is not None
-        self.reader = Reader(images=images, is_degraded=is_degraded, on_error=on_error, keep_decoded=keep_decoded)
+        self.reader = Reader(
+            images=images, is_degraded=is_degraded, on_error=on_error, key="data.root", keep_decoded=keep_decoded
+        )
         self.columns = list(columns)
         self.degradation = degradation
         self.augmentation = augmentation
@@ -55,9 +57,11 @@ class TrainingFaces(Dataset[Sample]):
         picture = augmented(picture, self.augmentation, draws)
         picture = self.cut(picture, draws)
         sample = degraded(picture, self.degradation, draws)
-        columns = {column.tensor: column.of(picture, draws) for column in self.columns}
+        found = {column.tensor: column.read(picture, draws) for column in self.columns}
+        columns = {name: tensor for name, (tensor, _) in found.items()}
+        unreadable = picture.passed_over + sum(passed_over for _, passed_over in found.values())
         negative = {} if self.images.negatives is None else negative_of(picture)
-        counts = {"position": position, "unreadable": picture.passed_over}
+        counts = {"position": position, "unreadable": unreadable}
         return cast(Sample, {**sample, **columns, **negative, **counts})
 
 

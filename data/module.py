@@ -99,6 +99,7 @@ class FaceData(LightningDataModule):
             degradation=degradation,
             augmentation=augmentation,
             cut=cut,
+            on_error=on_error,
             open=roots.open,
         )
         for column in self.columns.values():

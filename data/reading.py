@@ -63,11 +63,14 @@ class Reader:
     Args:    is_degraded: the LQ is made of the image, so that a target must be of its size.
              on_error: skip: the next readable image of the order stands in for an unreadable one, under the position's own
                  draws, and is counted; raise: stop.
+             key: of the configuration that gives the images' root, for messages.
              keep_decoded: decoded images stay in memory (of each worker): for a few images that are read again and again.
     """
 
-    def __init__(self, *, images: Images, is_degraded: bool, on_error: Literal["raise", "skip"], keep_decoded: bool) -> None:
-        self.images, self.is_degraded, self.on_error = images, is_degraded, on_error
+    def __init__(
+        self, *, images: Images, is_degraded: bool, on_error: Literal["raise", "skip"], key: str, keep_decoded: bool
+    ) -> None:
+        self.images, self.is_degraded, self.on_error, self.key = images, is_degraded, on_error, key
         self.decoded: dict[tuple[int, ...], list[np.ndarray]] | None = {} if keep_decoded else None
 
     def read(self, indices: Iterator[int], draws: Draws) -> Picture:
@@ -82,7 +85,7 @@ class Reader:
                 warnings.warn(f"data.on_error=skip passes over {error}", stacklevel=2)  # Python shows each file once
             else:
                 return Picture(index, source.name(index), photos, sizes(photos), passed_over)
-        raise UnreadableImage(f"none of the {len(source)} images can be read, the first is {source.name(0)}: check data.root")
+        raise UnreadableImage(f"none of the {len(source)} images can be read, the first is {source.name(0)}: check {self.key}")
 
     def _photos(self, files: list[File]) -> list[np.ndarray]:
         if self.decoded is None:

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
@@ -23,6 +24,7 @@ class Setting:
     degradation: Degradation | None  # None: the images are LQs
     augmentation: Augmentation
     cut: Cut
+    on_error: Literal["raise", "skip"]  # what becomes of unreadable images, see data.reading.Reader
     open: Callable[[str, str], Source]  # a key of data and its value, a root, to the images there
 
     def moved(self) -> list[str]:
@@ -72,6 +74,10 @@ class Column(ABC):
     @abstractmethod
     def of(self, picture: Picture, draws: Draws) -> Tensor:
         """The tensor of an image. picture: cut and mirrored, as training shows it. Raises ValueError: it is of another one."""
+
+    def read(self, picture: Picture, draws: Draws) -> tuple[Tensor, int]:
+        """As `of`, with the number of unreadable files that were passed over for it."""
+        return self.of(picture, draws), 0
 
     def check_precision(self, precision: str | None) -> None:  # noqa: B027 # most columns bear any
         """Raises ValueError: batches of this precision of the Trainer would round it away."""

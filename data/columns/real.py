@@ -4,8 +4,8 @@ from torch import Tensor
 
 from data.columns.column import Column, Setting
 from data.images import to_tensor
-from data.order import Draws, image_at
-from data.reading import Picture, read_image, sizes
+from data.order import Draws, Order
+from data.reading import Images, Picture, Reader
 
 
 class RealFaces(Column):
@@ -19,11 +19,17 @@ class RealFaces(Column):
     def bind(self, setting: Setting) -> None:
         """Raises ValueError: the root is missing, wrong or empty."""
         assert self.path is not None
-        self.source, self.cut = setting.open(self.key, self.path), setting.cut
+        images = Images(setting.open(self.key, self.path), None, None)
+        self.reader = Reader(images=images, is_degraded=True, on_error=setting.on_error, key=self.key, keep_decoded=False)
+        self.count, self.cut = len(images.source), setting.cut
 
     def of(self, picture: Picture, draws: Draws) -> Tensor:
         """(3, size, size) float32 in [0, 1]. Raises UnreadableImage, or ValueError: the face is too small."""
-        index = image_at(draws.position, len(self.source), draws.seed + 1)  # another seed: else equal counts would pair the two
-        photos = [read_image(self.source, index)]
-        face = self.cut(Picture(index, self.source.name(index), photos, sizes(photos)), draws, "data.real")
-        return to_tensor(face.photos[0])
+        return self.read(picture, draws)[0]
+
+    def read(self, picture: Picture, draws: Draws) -> tuple[Tensor, int]:
+        """As `of`; with data.on_error=skip the next readable face of the order stands in for an unreadable one."""
+        order = Order(count=self.count, blocks=(), seed=draws.seed + 1)  # another seed: else equal counts would pair the two
+        indices, _ = order.at(draws.position)
+        face = self.cut(self.reader.read(indices, draws), draws, "data.real")
+        return to_tensor(face.photos[0]), face.passed_over

@@ -28,7 +28,18 @@ COLUMNS = {
 }
 
 
-def bound(column, source, *, size=16, crop="center", hflip_prob=0.0, targets=None, degradation=None, augmentation=None):
+def bound(
+    column,
+    source,
+    *,
+    size=16,
+    crop="center",
+    hflip_prob=0.0,
+    targets=None,
+    degradation=None,
+    augmentation=None,
+    on_error="raise",
+):
     """The column, ready to be asked for the images of a source."""
     setting = Setting(
         source=source,
@@ -36,6 +47,7 @@ def bound(column, source, *, size=16, crop="center", hflip_prob=0.0, targets=Non
         degradation=degradation,
         augmentation=augmentation or Augmentation(transforms={}),
         cut=Cut(size=size, crop=crop, hflip_prob=hflip_prob),
+        on_error=on_error,
         open=lambda key, root: ImageFolder(root=root),
     )
     column.bind(setting)
@@ -67,7 +79,7 @@ def training_faces(
     shown = {"size": size, "crop": crop, "hflip_prob": hflip_prob}
     augmentation = augmentation or Augmentation(transforms={})
     for column in columns:
-        bound(column, source, targets=targets, degradation=degradation, augmentation=augmentation, **shown)
+        bound(column, source, targets=targets, degradation=degradation, augmentation=augmentation, on_error=on_error, **shown)
     return TrainingFaces(
         images=Images(source, targets, negatives),
         columns=columns,

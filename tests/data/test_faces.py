@@ -206,3 +206,26 @@ def test_clean_faces_for_discriminators_come_in_an_order_of_their_own(tmp_path, 
         assert torch.equal(sample["lq"], without[position]["lq"]), "the photos are as they would be without"
         assert "real" not in without[position]
         assert torch.equal(sample["real"], dataset[position]["real"])
+
+
+@pytest.mark.filterwarnings("ignore:data.on_error=skip passes over")
+def test_an_unreadable_clean_face_is_passed_over_and_counted(tmp_path, folder, shade):
+    clean = tmp_path / "clean"
+    clean.mkdir()
+    for number in range(5):
+        Image.fromarray(textured(20, 24, seed=number + 20)).save(clean / f"img_{number}.png")
+    order = [image_at(position, 5, 6) for position in range(20)]  # the seed of the photos is 5
+    whole = [to_tensor(center_crop(read_image(ImageFolder(root=str(clean)), index), 16)) for index in range(5)]
+    break_images(clean, order[1:3])
+    column = RealFaces(key="data.real_root", path=str(clean))
+    dataset = faces(folder, shade, columns=[column], on_error="skip")
+    for position in range(10):
+        ahead = next(step for step in range(5) if order[position + step] not in order[1:3])
+        sample = dataset[position]
+        assert sample["unreadable"] == ahead
+        assert torch.equal(sample["real"], whole[order[position + ahead]])
+    with pytest.raises(UnreadableImage, match=rf"clean/img_{order[1]}\.png can't be read as an image"):
+        faces(folder, shade, columns=[column])[1]
+    break_images(clean, range(5))
+    with pytest.raises(UnreadableImage, match=r"none of the 5 images can be read, .*: check data\.real_root"):
+        faces(folder, shade, columns=[column], on_error="skip")[0]
