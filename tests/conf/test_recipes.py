@@ -14,7 +14,7 @@ from models.adaface import AdaFace
 from models.swinir import SwinIR
 from models.vgg import VGG19Features
 from tests.toy import TINY_DATA, TINY_NETWORK, TINY_RUN, write_photographs
-from train.jobs.cli import compose
+from train.jobs.cli import compose, register_resolvers
 from train.jobs.config import check
 from train.runs.building import build
 from train.runs.curves import read_rows
@@ -439,6 +439,24 @@ def test_a_frozen_network_that_was_not_loaded_ends_the_run(
     assert "part.ckpt does not fit AdaFace" in printed
     assert "1 missing (body.3.res_layer.1.weight)" in printed
     assert not list((tmp_path / "runs").glob("*/checkpoints"))
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        *(f"model=codeformer_stage{stage}" for stage in (1, 2, 3)),
+        *(f"experiment=codeformer_official_stage{stage}" for stage in (1, 2, 3)),
+        *("experiment=aiialab_codeformer_dtbfr", "experiment=aiialab_swinir_dtbfr"),
+        "experiment=aiialab_swinir_dtbfr_as_released",
+    ],
+)
+def test_recipes_published_in_float32_train_in_it_on_every_gpu(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RECIPES names a precision for these alone."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    register_resolvers()
+    assert compose(["model=swinir_ffhq"]).trainer.precision == "bf16-mixed", "what the machine would choose"
+    assert compose([recipe]).trainer.precision == "32-true"
 
 
 def test_dtbfr_has_the_published_numbers(cli: Cli) -> None:
