@@ -34,7 +34,7 @@ def main() -> None:
 
         die_with_parent()
         with Signals():  # a signal that comes during the imports is noted too
-            train(json.loads(Path(arguments[1]).read_text()))
+            train(json.loads(Path(arguments[1]).read_text(encoding="utf-8")))
         return
     if {"--help", "-h"} & set(arguments):
         print(help_text())
@@ -60,6 +60,8 @@ def with_hydra(task: Callable[[DictConfig], Any]) -> None:
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(task)()
     except (HydraException, ValueError, YAMLError) as error:
+        if os.environ.get("FACEWRIGHT_TRACEBACK"):
+            raise
         fail(explain(error, sys.argv[1:]))
 
 

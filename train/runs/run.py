@@ -22,6 +22,7 @@ from train.runs.preflight import preflight
 from train.runs.resume import check_continues, choose_checkpoint, last_good, nothing_left
 from train.runs.rundir import RUNS, lock, release, write_text
 from train.runs.times import StepTimes
+from train.runs.workers import workers_explained
 from train.signals import Signals
 from train.tasks.task import RestorationTask
 
@@ -34,7 +35,7 @@ def run(config: dict[str, Any], trainer: L.Trainer) -> None:
     Raises: OSError, ValueError or FloatingPointError with a message meant for the person who typed the command; Interrupted
             when a signal asked for the end and everything is saved.
     """
-    with Signals(), out_of_memory_explained(config, trainer):
+    with Signals(), out_of_memory_explained(config, trainer), workers_explained(config):
         ranks.join(trainer)
         check_same_config(recorded(config))
         if config["preflight"]:
