@@ -19,6 +19,7 @@ from hydra.errors import HydraException
 from hydra.utils import instantiate
 from torch import Tensor
 
+from console import printing_never_fails
 from degradations.preview import contact_sheet
 
 CONF = Path(__file__).parent.parent / "conf"
@@ -58,7 +59,8 @@ def main(arguments: list[str]) -> None:
     sheet.save(out)
     listed = out.with_suffix(".json")
     listed.write_text(
-        json.dumps({"degradation": options["degradation"], "overrides": overrides, "parameters": drawn}, indent=1)
+        json.dumps({"degradation": options["degradation"], "overrides": overrides, "parameters": drawn}, indent=1),
+        encoding="utf-8",
     )
     print(f"{out} ({sheet.width}x{sheet.height}), {listed}")
 
@@ -107,7 +109,7 @@ def parameters_of(options: dict[str, Any]) -> list[dict[str, Any]]:
     """What an earlier preview listed. Raises ValueError: no such file, another content, or of another degradation."""
     path = Path(options["parameters"])
     try:
-        listed = json.loads(path.read_text())
+        listed = json.loads(path.read_text(encoding="utf-8"))
         of, drawn = str(listed["degradation"]), list(listed["parameters"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
@@ -127,6 +129,7 @@ def number(options: dict[str, Any], key: str, least: int) -> int:
 
 
 if __name__ == "__main__":
+    printing_never_fails()
     try:
         main(sys.argv[1:])
     except (ValueError, OSError) as error:

@@ -21,7 +21,7 @@ def choices_with(group: str, text: str) -> list[str]:
     """Names of the choices whose file, or a file that it starts from, holds a text."""
 
     def holds(file: Path) -> bool:
-        content = file.read_text()
+        content = file.read_text(encoding="utf-8")
         above = safe_load(content).get("defaults", [])
         names = [name.partition("@")[0] for name in above if isinstance(name, str) and name != "_self_"]
         bases = [CONF / (f"{name[1:]}.yaml" if name.startswith("/") else f"{group}/{name}.yaml") for name in names]
@@ -32,5 +32,5 @@ def choices_with(group: str, text: str) -> list[str]:
 
 def first_comment(file: Path) -> str:
     """What --help says of a choice."""
-    comments = (line[1:].strip() for line in file.read_text().splitlines() if line.startswith("#"))
+    comments = (line[1:].strip() for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("#"))
     return next((comment for comment in comments if not comment.startswith("@package")), "")

@@ -31,7 +31,7 @@ def not_given(key: str) -> str:
 def fail(message: str) -> NoReturn:
     """Ends the process with exit code 1 and this message: on stderr, or where the process that started this one reads it."""
     if file := os.environ.get(ERROR_FILE):
-        Path(file).write_text(message)
+        Path(file).write_text(message, encoding="utf-8", errors="surrogateescape")
     elif message.startswith("Traceback"):
         print(message, file=sys.stderr)
     else:

@@ -29,7 +29,9 @@ class Latents(Column):
         """Raises ValueError: the folder is for another size, or images are not always cut in one way, and unmirrored."""
         assert self.path is not None
         try:
-            index = json.loads((existing(self.path, "a folder of python -m data.prepare latents") / INDEX).read_text())
+            index = json.loads(
+                (existing(self.path, "a folder of python -m data.prepare latents") / INDEX).read_text(encoding="utf-8")
+            )
             names, made_for, self.autoencoder = index["names"], index["size"], str(index["autoencoder"])
             self.files: list[str] = index["files"]
             self.stage1: str | None = index.get("stage1")  # fingerprint of what restored the images; None: nothing did

@@ -2,6 +2,7 @@
 
 import sys
 
+from console import printing_never_fails
 from data.prepare import align, check, codes, components, filtering, latents, pack, resize
 from data.prepare.jobs.arguments import Command, main
 
@@ -34,4 +35,5 @@ COMMANDS: dict[str, Command] = {
 }
 
 if __name__ == "__main__":
+    printing_never_fails()
     sys.exit(main(COMMANDS, sys.argv[1:]))

@@ -211,9 +211,11 @@ def _from_folder(path: Path, prediction: Prediction) -> dict[str, Any]:
                 f"{path} has no {name}/config.json: a diffusers folder of Stable Diffusion 2.1-base has unet/, vae/ and "
                 "text_encoder/"
             )
-        configs[name] = json.loads(file.read_text())
+        configs[name] = json.loads(file.read_text(encoding="utf-8"))
     scheduler = path / "scheduler" / "scheduler_config.json"
-    predicted = json.loads(scheduler.read_text()).get("prediction_type", "epsilon") if scheduler.is_file() else None
+    predicted = (
+        json.loads(scheduler.read_text(encoding="utf-8")).get("prediction_type", "epsilon") if scheduler.is_file() else None
+    )
     _check_unet(configs["unet"], configs["text_encoder"]["hidden_size"])
     if configs["unet"].get("sample_size") == 96:
         raise ValueError("its UNet is made for images of 768 (Stable Diffusion 2.1, which predicts v); take 2.1-base")

@@ -108,7 +108,7 @@ def _folders() -> dict[str, Folder]:
 def _read_diffusers(path: Path) -> Checkpoint:
     folders = _folders()
     try:
-        of = json.loads((path / "config.json").read_text()).get("_class_name")
+        of = json.loads((path / "config.json").read_text(encoding="utf-8")).get("_class_name")
         if of not in folders:
             raise ValueError(f"its config.json is of {of}, not of {' or '.join(folders)}")
         network = folders[of].read(path)

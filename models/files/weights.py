@@ -53,7 +53,7 @@ class Entry:
 
 
 def catalog() -> dict[str, Entry]:
-    entries = yaml.safe_load(CATALOG.read_text())
+    entries = yaml.safe_load(CATALOG.read_text(encoding="utf-8"))
     return {name: Entry(name=name, **{**of, "sha256": of["sha256"] and str(of["sha256"])}) for name, of in entries.items()}
 
 

@@ -130,7 +130,7 @@ def _submitted_before(job: Job) -> str | None:
     Raises: ConfigError: it has another configuration.
     """
     file = _folder(job) / "job"
-    number, digest = file.read_text().split() if file.exists() else ("", "")
+    number, digest = file.read_text(encoding="utf-8").split() if file.exists() else ("", "")
     if number not in _jobs_in_queue():
         return None
     if digest != _digest(job):
@@ -175,7 +175,7 @@ def _wait(submitted: dict[str, Job], poll_s: float) -> None:
 def _error(job: Job, number: str) -> str:
     """Why a job ended before its last update, as its log says it."""
     logs = sorted(_folder(job).glob(f"{number}_*_log.err"))
-    errors = [line for log in logs for line in log.read_text().splitlines() if line.startswith("error: ")]
+    errors = [line for log in logs for line in log.read_text(encoding="utf-8").splitlines() if line.startswith("error: ")]
     reason = errors[-1].removeprefix("error: ") if errors else "it ended before its last update"
     return f"{reason} (SLURM job {number}, log in {_folder(job)})"
 

@@ -36,7 +36,7 @@ def launch(config: dict[str, Any], local_ranks: int | None = None) -> None:
     """
     with tempfile.TemporaryDirectory(prefix="facewright") as folder, Signals():
         file = Path(folder) / "config.json"
-        file.write_text(json.dumps(config))
+        file.write_text(json.dumps(config), encoding="utf-8")
         environments = _environments(local_ranks, config["trainer"]["num_nodes"]) if local_ranks else [{}]
         ranks = [
             subprocess.Popen(
@@ -70,7 +70,7 @@ def _raise_first_failure(codes: list[int], killed: list[int], folder: Path) -> N
         name = signal.Signals(-codes[killed[0]]).name
         raise Failed(f"rank {killed[0]} was killed by {name} (SIGKILL is often the machine's memory running out)")
     if errors:
-        raise Failed(errors[0].read_text())
+        raise Failed(errors[0].read_text(encoding="utf-8", errors="surrogateescape"))
     if signum or set(codes) <= {0, REQUEUE, 130}:
         raise Interrupted(signum or signal.SIGTERM, -1)
     rank = next(n for n, code in enumerate(codes) if code)

@@ -34,7 +34,7 @@ def main() -> None:
         fail("train.stages starts the processes of its runs itself: leave out torchrun or srun")
     cli.register_resolvers()
     try:
-        configs = planned(chain, safe_load(chains[chain].read_text()), arguments)
+        configs = planned(chain, safe_load(chains[chain].read_text(encoding="utf-8")), arguments)
     except (HydraException, ValueError) as error:
         fail(cli.explain(error, arguments))
     try:

@@ -150,7 +150,7 @@ def sha256_of(path: Path) -> str:
     """Of a checkpoint's file: the one noted beside it or beside another name of it, else computed."""
     for name in step_files(path.parent):
         if name.samefile(path) and checksum_file(name).exists():
-            return checksum_file(name).read_text().split()[0]
+            return checksum_file(name).read_text(encoding="utf-8").split()[0]
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -242,7 +242,7 @@ def damage(path: Path) -> str | None:
     checksum = checksum_file(path)
     if checksum.exists():
         with path.open("rb") as file:
-            same = hashlib.file_digest(file, "sha256").hexdigest() in checksum.read_text()
+            same = hashlib.file_digest(file, "sha256").hexdigest() in checksum.read_text(encoding="utf-8")
         return None if same else "its SHA-256 is not the one beside it: it was cut off or changed"
     try:
         load(path)

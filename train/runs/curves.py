@@ -46,7 +46,7 @@ def read_columns(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     """Columns and rows. Half a line at the end, or zeros, as a kill or a power loss can leave them, are no row."""
     if not path.exists():
         return [], []
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(line for line in file if line.endswith("\n"))
         rows = [row for row in reader if row["step"].isdigit() and None not in (*row, *row.values())]
     return list(reader.fieldnames or []), rows

@@ -157,7 +157,7 @@ class Wandb(WandbLogger):
     def run_id(self) -> str | None:
         """None before the first attempt."""
         path = self.folder / "wandb_id"
-        return (path.read_text().strip() or None) if path.exists() else None
+        return (path.read_text(encoding="utf-8").strip() or None) if path.exists() else None
 
     @run_id.setter
     def run_id(self, value: str) -> None:
@@ -187,7 +187,7 @@ class Wandb(WandbLogger):
         """`step`: the last one of the attempts that were finished at W&B. `open`: the offline folder of one that was not, or
         null."""
         path = self.folder / "wandb_sent"
-        noted: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"step": -1, "open": None}
+        noted: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"step": -1, "open": None}
         return noted
 
     def _note(self, step: int, open_folder: str | None) -> None:

@@ -128,7 +128,7 @@ def note_origins(config: dict[str, Any], directory: Path) -> None:
 def changed_origins(config: dict[str, Any], directory: Path) -> list[str]:
     """The runs named in the configuration that have been trained again, or further, since this one began from them."""
     file = directory / ORIGINS
-    noted = json.loads(file.read_text()) if file.exists() else {}
+    noted = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     return [run for run, digest in _other_runs(config, directory).items() if noted.get(run) != digest]
 
 

@@ -23,7 +23,7 @@ def lock(directory: Path) -> TextIO:
     deadline = time.monotonic() + LOCK_WAIT_S
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+")
+        file = path.open("a+", encoding="utf-8")
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # belongs to this process alone: data workers don't inherit it
             if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
@@ -85,7 +85,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 def read_summary(directory: Path) -> dict[str, Any] | None:
     """summary.json of a run that reached its last update, or None."""
     path = directory / "summary.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def saved_config(directory: Path) -> dict[str, Any]:

@@ -63,7 +63,7 @@ class StepTimes(Callback):
         means = {part: seconds / updates for part, seconds in self.row.items()}
         means["images_per_s"] = task.effective_batch / sum(means.values())
         new = not self.file.exists()
-        with self.file.open("a") as file:
+        with self.file.open("a", encoding="utf-8") as file:
             file.write(("step," + ",".join(means) + "\n") * new)
             file.write(f"{trainer.global_step}," + ",".join(f"{value:.6g}" for value in means.values()) + "\n")
         for logger in trainer.loggers[1:]:  # the first is metrics.csv

@@ -29,9 +29,6 @@ def main(commands: Mapping[str, Command], arguments: list[str]) -> int:
     Returns: exit code: what the command says (0 clean, 1 something was found or could not be used), 1 after an error, 2 for bad
              arguments, 130 after Ctrl-C and 75 after another signal, when the same command goes on.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
     asked = {"--help", "-h"} & set(arguments)
     name = next((argument for argument in arguments if not argument.startswith("-")), None)
     if name is None:
