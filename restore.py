@@ -1,7 +1,7 @@
-"""Restore images with a trained network: python restore.py ckpt=runs/NAME input=DIR output=DIR   (--help lists all keys)"""
+"""Restore images: python restore.py runs/NAME PHOTO_OR_FOLDER [OUTPUT]   (--help lists pipelines and keys)"""
 
 from console import printing_never_fails
-from restoration.run import main
+from restoration.cli import main
 
 if __name__ == "__main__":
     printing_never_fails()

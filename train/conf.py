@@ -1,5 +1,6 @@
 """What lies in conf/: its groups, and the choices in each. Imports nothing heavy: --help reads it."""
 
+import re
 from pathlib import Path
 
 from yaml import safe_load
@@ -8,8 +9,9 @@ CONF = Path(__file__).parents[1] / "conf"
 
 
 def groups() -> list[str]:
-    """Names that a command can choose in: model=NAME, task=NAME, data=NAME … Not Hydra's own, nor chains of stages."""
-    return sorted(folder.name for folder in CONF.iterdir() if folder.is_dir() and folder.name not in ("hydra", "stages"))
+    """Names that train.py can choose in: model=NAME, task=NAME, data=NAME …"""
+    listed = safe_load((CONF / "train.yaml").read_text())["defaults"]
+    return sorted(name for each in listed if isinstance(each, dict) for name in each if not name.startswith("override "))
 
 
 def choices(group: str) -> list[Path]:
@@ -34,3 +36,10 @@ def first_comment(file: Path) -> str:
     """What --help says of a choice."""
     comments = (line[1:].strip() for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("#"))
     return next((comment for comment in comments if not comment.startswith("@package")), "")
+
+
+def comments(*files: Path) -> dict[str, str]:
+    """Key at the top of these files -> the comment on its line."""
+    lines = (line for file in files for line in file.read_text().splitlines())
+    found = (re.fullmatch(r"([a-z]\w*):.*\s#\s*(.*)", line) for line in lines)
+    return {match[1]: match[2] for match in found if match}

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +15,10 @@ from models.diffusion.guidance import Loss, Model, guided, image_loss, latent_lo
 from models.diffusion.ircontrolnet import IRControlNet
 from models.diffusion.sampling import SAMPLERS, Draw, check_steps, sample_spaced, spaced_schedule
 from models.diffusion.schedule import TIMESTEPS, NoiseSchedule
-from models.diffusion.stable_diffusion import StableDiffusion
 from models.diffusion.tiles import tiled
+
+if TYPE_CHECKING:
+    from models.diffusion.stable_diffusion import StableDiffusion  # diffusers and transformers take seconds
 
 Progress = Callable[[Iterator[Tensor]], Iterator[Tensor]]
 Start = Literal["noise", "cond"]
@@ -56,7 +58,7 @@ class DiffBIR:
     """
 
     control: IRControlNet
-    diffusion: StableDiffusion
+    diffusion: "StableDiffusion"
     schedule: NoiseSchedule
     sampler: str
     steps: int
@@ -145,7 +147,7 @@ class DiffBIR:
 
 def controlled(
     control: IRControlNet,
-    diffusion: StableDiffusion,
+    diffusion: "StableDiffusion",
     latent: Tensor,
     timesteps: Tensor,
     text: Tensor,

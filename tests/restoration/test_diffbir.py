@@ -1,8 +1,9 @@
 """restore.py pipeline=diffbir as a user calls it: a first stage, a control network and Stable Diffusion, all tiny."""
 
-import ast
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from yaml import safe_load
 
 from models.diffusion.diffbir import DiffBIR
 from models.diffusion.sampling import drawn_from
@@ -19,14 +21,19 @@ from models.diffusion.stable_diffusion import load
 from models.files.families import full_state
 from models.files.official import export
 from models.swinir import SwinIR
-from restoration.diffbir import V2, VERSIONS, noise_of
-from restoration.run import HELP, OWN, SECOND, main
+from restoration.cli import Typed, configured, main
+from restoration.diffbir import noise_of
+from restoration.network import Network
 from tests.models.diffusion.test_stable_diffusion import SETTINGS, control, pickled, write_folder
+from tests.models.test_codeformer import tiny as codeformer
+from tests.models.test_gfpgan import tiny as gfpgan
 from tests.models.test_vqgan import tiny as autoencoder
 from tests.restoration.test_run import picture
 from tests.toy import ROOT, write_photographs
 
 Cli = Callable[..., tuple[int, str]]
+VERSIONS = {name: safe_load((ROOT / f"conf/version/{name}.yaml").read_text()) for name in ("v2", "v2.1")}
+V2 = VERSIONS["v2"]
 UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
 
 
@@ -105,9 +112,7 @@ def test_a_folder_and_what_is_left_of_it(files: Path, tmp_path: Path, restore: C
     expected = second_stage(files, first, "deep/01.png")[0]
     torch.testing.assert_close(picture(made[1]), expected.clamp(0, 1), rtol=0, atol=0.51 / 255)
     assert (expected - first[0]).abs().max() > 2 / 255, "the second stage did something"
-    assert restore()[1].startswith(
-        "0 of 2 images restored into out; 2 were there already and stay, whatever made them (overwrite=true"
-    )
+    assert restore()[1].startswith("0 of 2 images restored into out; 2 were there already (overwrite=true")
     made[1].unlink()
     (tmp_path / "in" / "deep" / "00b.png").write_bytes((photographs / "00.png").read_bytes())
     assert restore()[1].startswith("2 of 3 images restored into out")
@@ -173,7 +178,8 @@ def test_the_settings_as_they_are_are_the_second_versions(tmp_path: Path, restor
     photo, made = plain
     assert restore(f"input={photo}", "version=v1", "sampler=spaced", "cfg=4")[0] == 0
     torch.testing.assert_close(picture(tmp_path / "out" / "00.png"), made, rtol=0, atol=1.01 / 255)
-    assert VERSIONS["v1"] == VERSIONS["v2"]
+    v1, v2 = (configured(Typed.of(["pipeline=diffbir", f"version={each}", "--cfg=job"]))[0] for each in ("v1", "v2"))
+    assert v1 == v2
     assert (V2["steps"], VERSIONS["v2.1"]["steps"]) == (50, 10)
 
 
@@ -224,7 +230,7 @@ def broken(files: Path, to: Path, part: str) -> str:
     ("part", "says"),
     [
         ("control", "error: in/00.png: the diffusion model's output at timestep 999 is not finite"),
-        ("vae", "error: in/00.png: the second stage's output is not finite"),
+        ("vae", "error: in/00.png: the output of stage2 is not finite"),
         ("unet", "error: the UNet's output on pure noise is not finite"),
     ],
 )
@@ -235,7 +241,7 @@ def test_nothing_is_written_where_values_are_not_finite(
     code, printed = restore(broken(files, tmp_path, part))
     assert code == 1
     assert says in printed
-    assert not [*(tmp_path / "out").iterdir()]
+    assert not [*(tmp_path / "out").glob("*.png")]
 
 
 def test_an_image_that_memory_does_not_hold(tmp_path: Path, restore: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,7 +260,7 @@ def test_an_image_that_memory_does_not_hold(tmp_path: Path, restore: Cli, monkey
     ("arguments", "says"),
     [
         (["sd=gone"], "gone does not exist: give Stable Diffusion 2.1-base"),
-        (["sd="], "sd is not set: give pipeline=diffbir stage1=FILE stage2=FILE sd=DIR input=DIR output=DIR"),
+        (["sd="], "sd is not set: give sd=PATH, Stable Diffusion 2.1-base, a diffusers folder or the single file"),
         (["sd={files}/sd_v"], "its scheduler says prediction_type=v_prediction, but prediction=eps is asked for"),
         (["sd={here}/drawn"], "the UNet predicts v, not eps"),
         (["sd={here}/sd1"], "it is of Stable Diffusion 1 (text of width 768); take 2.1-base"),
@@ -266,11 +272,11 @@ def test_an_image_that_memory_does_not_hold(tmp_path: Path, restore: Cli, monkey
         (["stage2=gone.pth"], "gone.pth does not exist"),
         (["sampler=euler"], "sampler=euler: there are spaced, ddim, edm_dpm++_2m, edm_dpm++_3m_sde"),
         (["steps=1"], "steps=1: the spaced sampler takes 2 to 1000"),
-        (["steps=many"], "steps=many: give a whole number"),
-        (["cfg=nan"], "cfg=nan: give a number"),
-        (["version=v3"], "version=v3: give v1 or v2 or v2.1"),
+        (["steps=many"], "steps='many': Input should be a valid integer"),
+        (["cfg=nan"], "cfg=nan: Input should be a finite number"),
+        (["version=v3"], "version=v3: there is no such version (there are v1, v2.1, v2)"),
         (["version=v2.1", "prediction=eps"], "prediction=eps with zero_snr=true"),
-        (["start_point_type=image"], "start_point_type=image: give noise or cond"),
+        (["start_point_type=image"], "start_point_type='image': Input should be 'noise' or 'cond'"),
         (["noise_aug=1000"], "noise_aug=1000: a timestep from 0 (none) to 999"),
         (["g_space=rgb"], "g_space does nothing by itself: add g_scale above 0"),
         (["g_scale=1", "g_t_start=400", "g_t_stop=300"], "guidance from g_t_start=400 to g_t_stop=300 meets none of 2 steps"),
@@ -285,9 +291,11 @@ def test_an_image_that_memory_does_not_hold(tmp_path: Path, restore: Cli, monkey
         (["cldm_tile_size=16"], "cldm_tile_size does nothing by itself: add cldm_tiled=true"),
         (["cldm_tiled=true", "cldm_tile_size=24"], "cldm_tile_size=24: give a multiple of 16"),
         (["cldm_tiled=true", "cldm_tile_stride=520"], "cldm_tile_stride=520: give a multiple of 8 up to cldm_tile_size, 512"),
-        (["w=[0,1]"], "w=[0.0, 1.0] with pipeline=diffbir: give the first stage one fidelity"),
-        (["ckpt=x.pth"], "ckpt is of restoring with one network: with pipeline=diffbir give stage1=FILE stage2=FILE"),
-        (["pipeline=stablesr"], "pipeline=stablesr: give diffbir"),
+        (
+            ["ckpt=x.pth"],
+            "ckpt is of pipeline=elan_enhance, network, not of pipeline=diffbir: choose one of these, or leave ckpt out",
+        ),
+        (["pipeline=stablesr"], "pipeline=stablesr: there is no such pipeline (there are acvlab, cx, diffbir"),
         (["promt=x"], "did you mean prompt"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -319,8 +327,14 @@ def spoiled(files: Path, path: Path) -> None:
     ("arguments", "says"),
     [
         (["ckpt={files}/control.pth"], "give pipeline=diffbir stage1=FILE stage2={files}/control.pth sd=DIR"),
-        (["ckpt={files}/swinir.pth", "steps=5"], "steps is of two stages: add pipeline=diffbir, or leave steps out"),
-        (["stage1={files}/swinir.pth"], "stage1 is of two stages: add pipeline=diffbir, or leave stage1 out"),
+        (
+            ["ckpt={files}/swinir.pth", "steps=5"],
+            "steps is of pipeline=acvlab, cx, diffbir, …, not of pipeline=network: choose one of these, or leave steps out",
+        ),
+        (
+            ["stage1={files}/swinir.pth"],
+            "stage1 is of pipeline=acvlab, cx, diffbir, …, not of pipeline=network: choose one of these, or leave stage1 out",
+        ),
     ],
 )
 def test_without_the_pipeline(arguments: list[str], says: str, files: Path, tmp_path: Path, command: Cli) -> None:
@@ -331,16 +345,62 @@ def test_without_the_pipeline(arguments: list[str], says: str, files: Path, tmp_
     assert len(printed.splitlines()) == 1
 
 
+def first_stages(folder: Path) -> dict[str, Path]:
+    """Pipeline -> a tiny network of the kind that its first stage is."""
+    networks: dict[str, torch.nn.Module] = {"hh": codeformer(img_size=16, connect_list=[8, 16]), "acvlab": gfpgan(clean=True)}
+    for name, network in networks.items():
+        torch.save({"params_ema": full_state(network.eval())}, folder / f"{name}.pth")
+    return {name: folder / f"{name}.pth" for name in networks}
+
+
+@pytest.mark.parametrize("pipeline", ["diffbir_v1", "diffbir_v2", "diffbir_v2.1", "cx", "night_watch", "hh", "acvlab"])
+def test_each_pipeline_is_its_stages_one_by_one(pipeline: str, files: Path, tmp_path: Path, restore: Cli) -> None:
+    first = first_stages(tmp_path).get(pipeline, files / "swinir.pth")
+    network = Network(ckpt=str(first)).load(torch.device("cpu"))
+    size = {"hh": 16, "acvlab": 16}.get(pipeline, 24)
+    photo = write_photographs(tmp_path / "in", count=1, size=size) / "00.png"
+    is_v = pipeline == "diffbir_v2.1"
+    sd = files / ("sd_v" if is_v else "sd")
+    code, printed = restore(f"pipeline={pipeline}", f"stage1={first}", f"sd={sd}", "steps=3")
+    assert code == 0, printed
+    lq = picture(photo)[None]
+    with torch.no_grad():
+        made = network(lq, lq, ["00.png"])
+    changes: dict[str, Any] = {"steps": 3}
+    if is_v:
+        published = VERSIONS["v2.1"]
+        changes |= {"sampler": published["sampler"], "scale": 6.0, "diffusion": load(sd, prediction="v")}
+        changes |= {"positive": published["prompt"], "negative": published["negative"]}
+        changes |= {"schedule": NoiseSchedule(prediction="v", zero_snr=True)}
+    expected = second_stage(files, made, "00.png", **changes)[0]
+    torch.testing.assert_close(picture(tmp_path / "out" / "00.png"), expected.clamp(0, 1), rtol=0, atol=0.51 / 255)
+
+
+def test_a_batch_has_the_noise_of_each_image(files: Path, tmp_path: Path, restore: Cli) -> None:
+    write_photographs(tmp_path / "in", count=2, size=32)
+    assert restore()[0] == 0
+    for more in (["output=together"], ["output=guided", "g_scale=0.1"], ["output=guided_alone", "g_scale=0.1", "batch_size=1"]):
+        assert restore("batch_size=2", *more)[0] == 0
+    for name in ("00.png", "01.png"):
+        alone, together, guided, guided_alone = (
+            picture(tmp_path / folder / name) for folder in ("out", "together", "guided", "guided_alone")
+        )
+        torch.testing.assert_close(together, alone, rtol=0, atol=1.01 / 255)
+        assert not torch.equal(guided, alone)
+        torch.testing.assert_close(guided, guided_alone, rtol=0, atol=1.01 / 255)
+
+
 def test_restoring_with_one_network_does_not_wait_for_diffusers() -> None:
-    for name in ("run", "diffbir"):
-        top = ast.parse((ROOT / "restoration" / f"{name}.py").read_text()).body
-        modules = {node.module for node in top if isinstance(node, ast.ImportFrom)}
-        assert "models.files" in modules
-        assert not modules & {"diffusers", "transformers", "models.diffusion.diffbir", "models.diffusion.stable_diffusion"}
+    modules = ", ".join(f"restoration.{name}" for name in ("cli", "run", "network", "diffbir"))
+    code = f"import sys, {modules}; print({{'diffusers', 'transformers'}} & {{*sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
 
 
 def test_help_lists_every_key(command: Cli) -> None:
-    code, printed = command(main, "--help")
-    assert (code, printed.strip()) == (0, HELP)
-    assert len(OWN + SECOND) > 30
-    assert [key for key in [*OWN, *SECOND] if key not in printed] == []
+    code, printed = command(main, "pipeline=diffbir", "--help")
+    assert code == 0
+    keys = [key for key in configured(Typed.of(["pipeline=diffbir", "--cfg=job"]))[0] if key != "pipeline"]
+    assert len(keys) > 30
+    assert [key for key in keys if f"\n  {key} " not in printed] == []
+    assert all(f"\n  {name} " in printed for name in ("hh", "cx", "night_watch", "acvlab", "elan_enhance", "v2.1"))

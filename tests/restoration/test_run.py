@@ -18,7 +18,7 @@ from data.images import to_tensor, write_png
 from models.codeformer import CodeFormer
 from models.elan import ELAN
 from models.files.families import full_state
-from restoration.run import main
+from restoration.cli import main
 from restoration.tiles import restore_tiled
 from tests.toy import ROOT, write_photographs
 
@@ -179,7 +179,7 @@ def test_nothing_is_written_where_the_output_is_not_finite(tmp_path: Path, resto
     photographs = write_photographs(tmp_path / "in", count=1)
     code, printed = restore("ckpt=broken.pth", f"input={photographs}", "output=out")
     assert code == 1
-    assert f"error: {photographs / '00.png'}: the network's output is not finite" in printed
+    assert f"error: {photographs / '00.png'}: the output of network is not finite" in printed
     assert not [*(tmp_path / "out").iterdir()]
 
 
@@ -253,7 +253,7 @@ def test_sigterm_ends_it_as_ctrl_c_does(elan: Path, tmp_path: Path, restore: Cli
     running.terminate()  # as timeout does
     printed, errors = running.communicate(timeout=60)
     assert (running.returncode, errors) == (75, "interrupted: the same command goes on from there\n")
-    made = sorted(file.name for file in (tmp_path / "out").iterdir())
+    made = sorted(file.name for file in (tmp_path / "out").glob("*.png"))
     assert 0 < len(made) < 60
     assert made == [f"{number:02d}.png" for number in range(len(made))], "nothing of the one that was dropped"
     counted = [f"{count} of 60 images restored into out" for count in (len(made), len(made) - 1)]  # it may come in between
@@ -271,8 +271,8 @@ def test_a_name_that_can_not_be_written_stops_no_other(elan: Path, tmp_path: Pat
     code, printed = restore(f"ckpt={elan}", "input=in", "output=out")
     assert code == 1
     assert "2 of 3 images restored into out" in printed
-    assert "error: in/deep/00.png: out/deep/00.png can't be written: File exists" in printed
-    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["02.png", "deep", longest]
+    assert "error: out/deep/00.png can't be written: File exists" in printed
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["02.png", "deep", longest, "restore.json"]
     torch.testing.assert_close(picture(tmp_path / "out" / longest), restored(photographs / longest), **ROUNDED)
 
 
@@ -311,18 +311,18 @@ def test_paths_are_taken_as_they_stand(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], "ckpt is not set: give ckpt=FILE input=DIR output=DIR"),
-        (["ckpt={elan}", "inptu=x"], "inptu=x: give KEY=VALUE with a key of .*; did you mean input"),
+        ([], "ckpt is not set: give ckpt=PATH, a run"),
+        (["ckpt={elan}", "inptu=x"], "inptu: there is no such key; did you mean input"),
         (["ckpt={elan}", "input={here}/gone", "output=o"], "gone"),
         (["ckpt={here}/gone.pth", "input={photos}", "output=o"], "gone.pth"),
-        (["ckpt={elan}", "input={photos}", "output=o", "tile_px=many"], "tile_px=many: give a whole number"),
-        (["ckpt={elan}", "input={photos}", "output=o", "which=best"], "which=best: give ema or network"),
+        (["ckpt={elan}", "input={photos}", "output=o", "tile_px=many"], "tile_px='many': Input should be a valid integer"),
+        (["ckpt={elan}", "input={photos}", "output=o", "which=best"], "which='best': Input should be 'ema' or 'network'"),
         (["ckpt={elan}", "input={photos}", "output=o", "device=tpu9"], "device=tpu9 can't be used"),
         (["ckpt={elan}", "input={photos}", "output=o", "device=meta"], "device=meta can't be used"),
-        (["ckpt={elan}", "input={photos}", "output=o", "overwrite=2"], "overwrite=2: give true or false"),
-        (["ckpt={elan}", "input={photos}", "output=o", "w=[]"], r"w=\[\]: give a fidelity of 0 or more"),
-        (["ckpt={elan}", "input={photos}", "output=o", "w=-1"], "w=-1: give a fidelity of 0 or more"),
-        (["ckpt={elan}", "input={photos}", "output=o", "w=[0,nan]"], r"w=\[0,nan\]: give a fidelity of 0 or more"),
+        (["ckpt={elan}", "input={photos}", "output=o", "overwrite=2"], "overwrite=2: Input should be a valid boolean"),
+        (["ckpt={elan}", "input={photos}", "output=o", "w=[]"], r"w=\[\]: .* at least 1 item"),
+        (["ckpt={elan}", "input={photos}", "output=o", "w=-1"], "w=-1: Input should be greater than or equal to 0"),
+        (["ckpt={elan}", "input={photos}", "output=o", "w=[0,nan]"], r"w=\[0, nan\]: .* a finite number"),
         (["ckpt={elan}", "input={photos}", "output="], "output is not set"),
         (["ckpt={here}/gone.pth", "input={photos}", "output={elan}"], r"elan.pth can't be made a folder \(File exists\)"),
         (

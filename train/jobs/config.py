@@ -199,11 +199,11 @@ def _check_run(config: Node, raw: Node) -> Iterator[str]:
             yield f"task.{key}={value!r}: conf/task wires the groups together; set {key} instead"
     for name, value in values.items():
         if name in RUN:
-            yield from _check_value(name, value, RUN[name])
+            yield from check_value(name, value, RUN[name])
         elif name.startswith("init.") and name.removeprefix("init.") in files:
-            yield from _check_value(name, value, str | None)
+            yield from check_value(name, value, str | None)
         elif isinstance(value, dict) and name in read:
-            yield from _check_tree(name, value, raw[name], Node, valid)
+            yield from check_tree(name, value, raw[name], Node, valid)
         elif isinstance(value, dict) and (tasks := choices_with("task", f"${{{name}}}")):
             task = config["task"].get("_target_")
             yield f"{name}: {task} does not read it: choose task={_any_of(tasks)}, or leave {name} out (~{name})"
@@ -262,7 +262,7 @@ def _check_node(path: str, node: Node, raw: Any, valid: list[str]) -> Iterator[s
             reason = " ".join(str(error).splitlines())
         yield f"{path}._target_={node['_target_']!r} can't be imported: {reason}"
         return
-    hints = _hints(target)
+    hints = target_hints(target)
     parameters = _parameters(node)
     for key, value in node.items():
         full = f"{path}.{key}"
@@ -281,7 +281,7 @@ def _check_node(path: str, node: Node, raw: Any, valid: list[str]) -> Iterator[s
         ):
             continue  # an interpolation of a whole node, which is checked in its own place
         else:
-            yield from _check_tree(full, value, raw[key] if isinstance(raw, dict) else None, hints.get(key, Any), valid)
+            yield from check_tree(full, value, raw[key] if isinstance(raw, dict) else None, hints.get(key, Any), valid)
     if not node.get("_partial_"):
         required = [name for name, p in parameters.items() if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
         for name in required:
@@ -289,7 +289,7 @@ def _check_node(path: str, node: Node, raw: Any, valid: list[str]) -> Iterator[s
                 yield f"{path}.{name} is missing: {node['_target_']} needs it"
 
 
-def _check_tree(path: str, value: Any, raw: Any, annotation: Any, valid: list[str]) -> Iterator[str]:
+def check_tree(path: str, value: Any, raw: Any, annotation: Any, valid: list[str]) -> Iterator[str]:
     """A value that may hold further nodes (loss.terms, degradation.operators) or be plain."""
     if _is_node(value):
         yield from _check_node(path, value, raw, valid)
@@ -297,18 +297,18 @@ def _check_tree(path: str, value: Any, raw: Any, annotation: Any, valid: list[st
         for name, child in value.items():
             full = f"{path}.{name}"
             if _holds_node(child) or child == {}:
-                yield from _check_tree(full, child, raw[name] if isinstance(raw, dict) else None, Node, valid)
+                yield from check_tree(full, child, raw[name] if isinstance(raw, dict) else None, Node, valid)
             else:
                 others = [key for key in valid if key != full and not key.startswith(f"{full}.") and key.startswith(path)]
                 yield f"{full}={child!r} has no _target_, so nothing reads it{nearest(full, others)}"
     else:
         key = _short_way_of(path, raw) or path  # what the user sets
-        mistakes = list(_check_value(key, value, RANGES.get(key, annotation)))
+        mistakes = list(check_value(key, value, RANGES.get(key, annotation)))
         given = re.fullmatch(r"\$\{init\.(\w+)\}", raw) if isinstance(raw, str) and value is None else None
         yield from [not_given(given[1])] if mistakes and given else mistakes
 
 
-def _check_value(path: str, value: Any, annotation: Any) -> Iterator[str]:
+def check_value(path: str, value: Any, annotation: Any) -> Iterator[str]:
     try:
         adapter = TypeAdapter(annotation, config=ConfigDict(arbitrary_types_allowed=True))
     except (PydanticSchemaGenerationError, NameError):
@@ -331,7 +331,7 @@ def _parameters(node: Any) -> dict[str, inspect.Parameter]:
     return {} if any(p.kind is p.VAR_KEYWORD for p in parameters.values()) else dict(parameters)
 
 
-def _hints(target: Any) -> dict[str, Any]:
+def target_hints(target: Any) -> dict[str, Any]:
     try:
         return get_type_hints(target.__init__ if inspect.isclass(target) else target, include_extras=True)
     except (NameError, TypeError):

@@ -341,7 +341,7 @@ def test_the_official_file_of_a_run(given: Path, run: Path, command: Command, tm
 
 
 def test_a_run_restores(given: Path, run: Path, command: Command) -> None:
-    from restoration.run import main
+    from restoration.cli import main
 
     starts = [f"stage1={given}/runs/stage1", f"stage2={run}", f"sd={given}/sd", "steps=2", "cfg=1", "device=cpu"]
     code, printed = command(main, "pipeline=diffbir", *starts, f"input={given}/photographs/00.png", "output=out")

@@ -1,0 +1,330 @@
+"""The command line of restore.py: what was typed, to a checked configuration and the stages of its pipeline."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+import hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from train.conf import CONF, choices, comments, first_comment
+from train.errors import fail
+from train.signals import Interrupting, exit_code, stop_signal
+
+if TYPE_CHECKING:
+    from restoration.run import Settings
+    from restoration.stage import Stage
+
+GROUPS = ("pipeline", "version")  # what a command chooses in; the version is DiffBIR's
+SCRIPT = Path(__file__).parents[1] / "restore.py"
+USAGE = """python restore.py runs/NAME PHOTO_OR_FOLDER [OUTPUT]     one network: a run or an official file
+python restore.py ckpt=FILE input=DIR output=DIR [KEY=VALUE …]
+python restore.py pipeline=NAME input=DIR output=DIR [KEY=VALUE …]
+python restore.py … --cfg job                             print the resolved configuration
+python restore.py --config-dir DIR pipeline=MINE …        a pipeline of your own: DIR/pipeline/MINE.yaml
+
+Values are taken as they are typed: quotes are for the shell alone."""
+
+
+def main() -> None:
+    """Restores images; exit code 0 only where every one was restored."""
+    arguments = sys.argv[1:]
+    with Interrupting():
+        try:
+            typed = Typed.of(arguments)
+            if {"--help", "-h"} & set(typed.options):
+                print(help_text(typed))
+                return
+            sys.exit(0 if restored(typed, arguments) else 1)
+        except (ValueError, OSError) as error:
+            fail(str(error))
+        except KeyboardInterrupt:
+            same = "the same command without overwrite=true" if "overwrite=true" in arguments else "the same command"
+            print(f"interrupted: {same} goes on from there", file=sys.stderr)
+            sys.exit(exit_code(stop_signal()))
+
+
+def restored(typed: "Typed", arguments: Sequence[str]) -> bool:
+    """Whether every image was. Raises ValueError for mistakes in the command, and what restore_folder does."""
+    config, hints = configured(typed)
+    if prints(typed):
+        print(OmegaConf.to_yaml(config, resolve=not any(OmegaConf.is_missing(config, key) for key in config)), end="")
+        return True
+    from restoration.run import Settings, restore_folder
+
+    resolved, raw = checked(config, hints)
+    settings = Settings(**{key: resolved[key] for key in Settings.__dataclass_fields__})
+    stages: dict[str, Stage] = {name: built(node) for name, node in resolved["pipeline"].items()}
+    refuse_idle(stages, raw["pipeline"], {key for key, _ in typed.pairs})
+    if settings.devices > 1:
+        return on_all_devices(arguments, settings)
+    recipe, files = recorded(resolved["pipeline"], raw["pipeline"], stages)
+    recipe |= {key: resolved[key] for key in ("quantize", "batch_size")}
+    return restore_folder(settings, stages, recipe, files)
+
+
+@dataclass
+class Typed:
+    """A command line taken apart: options, choices in groups, places (arguments without a key) and KEY=VALUE."""
+
+    options: list[str] = field(default_factory=list)
+    folders: list[Path] = field(default_factory=list)  # of --config-dir
+    groups: list[str] = field(default_factory=list)
+    places: list[str] = field(default_factory=list)
+    pairs: list[tuple[str, str]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, arguments: Sequence[str]) -> "Typed":
+        """Raises ValueError: an option that there is not."""
+        typed = cls()
+        rest = iter(arguments)
+        for argument in rest:
+            key, equals, value = argument.partition("=")
+            if key in ("--help", "-h"):
+                typed.options.append(key)
+            elif key in ("--cfg", "-c"):
+                typed.options.append(key)
+                value = value if equals else next(rest, "")  # job: the part of the configuration that is ours
+            elif key in ("--config-dir", "-cd"):
+                typed.folders = [Path(value if equals else next(rest, "")).expanduser().absolute()]
+            elif argument.startswith("-"):
+                raise ValueError(f"{argument}: there is no such option (python restore.py --help lists them)")
+            elif equals and key in GROUPS:
+                typed.groups.append(argument)
+            elif equals and re.fullmatch(r"[A-Za-z_][\w.]*", key):
+                typed.pairs.append((key, value))
+            else:
+                typed.places.append(argument)
+        return typed
+
+    @property
+    def pipeline(self) -> str:
+        """The chosen pipeline."""
+        return next((each.partition("=")[2] for each in reversed(self.groups) if each.startswith("pipeline=")), "network")
+
+
+def configured(typed: Typed) -> tuple[DictConfig, dict[str, Any]]:
+    """The configuration of a command before interpolation, and dotted key -> annotation of all that it can take.
+
+    Raises: ValueError: a pipeline or a key that there is not, or one that is not set.
+    """
+    config = chosen(typed)
+    hints = annotations(config)
+    required = [str(key) for key in config if OmegaConf.is_missing(config, key)]
+    places = [key for key in ("ckpt", "input", "output") if key in required and key not in dict(typed.pairs)]
+    if len(typed.places) > len(places):
+        raise ValueError(f"{typed.places[len(places)]}: give KEY=VALUE (python restore.py --help lists the keys)")
+    typed.pairs += zip(places, typed.places, strict=False)
+    for key, value in typed.pairs:
+        if key not in hints:
+            raise ValueError(_no_such_key(key, typed, list(hints)))
+        OmegaConf.update(config, key, as_typed(key, value, hints[key]))
+    if OmegaConf.is_missing(config, "output"):
+        weights = Path("" if OmegaConf.is_missing(config, "ckpt") else str(config.get("ckpt", "")))
+        config.output = f"restored/{(weights.stem if weights.is_file() else weights.name) or typed.pipeline}"
+    for key in sorted(required, key=("input", "output").__contains__):
+        if not prints(typed) and (OmegaConf.is_missing(config, key) or config[key] == ""):
+            said = comments(CONF / "restore.yaml", *choices("pipeline")).get(key, "")
+            raise ValueError(f"{key} is not set: give {key}=PATH, {said}")
+    return config, hints
+
+
+def prints(typed: Typed) -> bool:
+    """Whether the configuration is to be printed, and nothing restored."""
+    return bool({"--cfg", "-c"} & set(typed.options))
+
+
+def chosen(typed: Typed) -> DictConfig:
+    """The configuration of the chosen pipeline, without KEY=VALUE. Raises ValueError: there is no such pipeline."""
+    from train.jobs.config import nearest
+
+    for given in typed.groups:
+        group, _, name = given.partition("=")
+        own = [folder.glob(f"{group}/*.yaml") for folder in typed.folders]
+        there = [file.stem for files in (choices(group), *own) for file in files]
+        if name not in there:
+            raise ValueError(f"{given}: there is no such {group} (there are {', '.join(there)}){nearest(name, there)}")
+    try:
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            searched = [f"hydra.searchpath=['file://{folder}']" for folder in typed.folders]
+            config = hydra.compose("restore", overrides=[*searched, *typed.groups])
+    except HydraException as error:
+        said = str(error).partition("\nConfig search path")[0]
+        if "'version'" in said:
+            said = "version is of DiffBIR's pipelines: add pipeline=diffbir, or leave version out"
+        raise ValueError(said) from error
+    OmegaConf.set_struct(config, False)
+    return config
+
+
+def annotations(config: DictConfig) -> dict[str, Any]:
+    """Dotted key -> annotation, of the keys of every pipeline, of the stages' arguments, and of the keys that these follow."""
+    from restoration.run import Settings
+    from train.jobs.config import plain, target_hints
+
+    found: dict[str, Any] = dict(get_type_hints(Settings, include_extras=True))
+    for name, node in (plain(config).get("pipeline") or {}).items():
+        if not isinstance(node, dict) or "_target_" not in node:
+            raise ValueError(f"pipeline.{name} is no stage: give it a _target_ (docs/restore.md)")
+        try:
+            hints = target_hints(get_object(node["_target_"]))
+        except Exception as error:
+            raise ValueError(
+                f"pipeline.{name}._target_={node['_target_']!r} can't be imported: {' '.join(str(error).split())}"
+            ) from error
+        for argument in dict.fromkeys([*node, *hints]):
+            hint = hints.get(argument, Any)
+            found[f"pipeline.{name}.{argument}"] = hint
+            if short := followed(node.get(argument)):
+                found.setdefault(short, hint)
+    return found
+
+
+def followed(value: Any) -> str | None:
+    """The key whose value another takes: steps of ${steps}."""
+    match = re.fullmatch(r"\$\{(\w+)\}", value) if isinstance(value, str) else None
+    return match[1] if match else None
+
+
+def as_typed(key: str, text: str, hint: Any) -> Any:
+    """The value that was meant. Text stays as it was typed, but for ~, the home folder, and null where a key may be null."""
+    if text == "null" and type(None) in get_args(hint):
+        return None
+    if is_text(hint):
+        return os.path.expanduser(text).replace("${", "\\${")
+    try:
+        return OverridesParser.create().parse_override(f"{key}={text}").value()
+    except HydraException:
+        return text.replace("${", "\\${")
+
+
+def is_text(hint: Any) -> bool:
+    """Whether an annotation is of text: str, Annotated[str, …], or one of these and None."""
+    if get_origin(hint) is Annotated:
+        return is_text(get_args(hint)[0])
+    if get_origin(hint) in (Union, UnionType):
+        return any(map(is_text, get_args(hint)))
+    return hint is str
+
+
+def checked(config: DictConfig, hints: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The configuration as plain containers, after and before interpolation. Raises ConfigError listing all mistakes."""
+    from train.jobs.config import ConfigError, check_tree, check_value, plain
+
+    raw = plain(config)
+    try:
+        resolved = plain(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key or 'config'}: {str(error.msg or error).partition(chr(10))[0]}") from error
+
+    def of_keys() -> Iterator[str]:
+        for key, value in resolved.items():
+            if key in hints:
+                yield from check_value(key, value, hints[key])
+            elif key not in GROUPS:
+                yield f"{key}={value!r}: no stage of this pipeline reads it (a stage reads it by ${{{key}}})"
+
+    def of_stages() -> Iterator[str]:
+        for name, node in resolved["pipeline"].items():
+            valid = [key for key in hints if key.startswith(f"pipeline.{name}.")]
+            yield from check_tree(f"pipeline.{name}", node, raw["pipeline"][name], dict[str, Any], valid)
+
+    if mistakes := list(of_keys()) or list(of_stages()):  # what is wrong with a key is wrong with all that follow it
+        raise ConfigError("\n".join(dict.fromkeys(mistakes)))
+    return resolved, raw
+
+
+def built(node: Any) -> Any:
+    """What a resolved node names, with the nodes within it. Not by Hydra, which would read ${x} in a file's name again."""
+    if isinstance(node, list):
+        return [built(each) for each in node]
+    if not isinstance(node, dict):
+        return node
+    values = {key: built(value) for key, value in node.items() if key != "_target_"}
+    return get_object(node["_target_"])(**values) if "_target_" in node else values
+
+
+def refuse_idle(stages: Mapping[str, "Stage"], raw: Mapping[str, Any], given: set[str]) -> None:
+    """Raises ValueError: a key that was given and does nothing beside the others."""
+    for name, stage in stages.items():
+        for argument, why in stage.idle():
+            keys = {f"pipeline.{name}.{argument}", followed(raw[name].get(argument))} & given
+            if keys:
+                raise ValueError(f"{keys.pop()} does nothing {why}")
+
+
+def recorded(
+    pipeline: Mapping[str, Any], raw: Mapping[str, Any], stages: Mapping[str, "Stage"]
+) -> tuple[dict[str, Any], dict[str, Sequence[str]]]:
+    """What restore.json keeps of a pipeline, under the keys that a user sets: the values, and the paths of weights."""
+    recipe: dict[str, Any] = {}
+    files: dict[str, Sequence[str]] = {}
+    for name, node in pipeline.items():
+        opened = stages[name].files()
+        for argument, value in node.items():
+            key = followed(raw[name].get(argument)) or f"pipeline.{name}.{argument}"
+            if argument in opened:
+                files[key] = opened[argument]
+            else:
+                recipe[key] = value
+    return recipe, files
+
+
+def on_all_devices(arguments: Sequence[str], settings: "Settings") -> bool:
+    """The same command once for each device, with its part of the images; whether all ended well."""
+    import torch
+
+    count = settings.devices
+    on_gpus = settings.device == "cuda" or (settings.device == "auto" and torch.cuda.is_available())
+    if on_gpus and count > torch.cuda.device_count():
+        raise ValueError(f"devices={count}: there are {torch.cuda.device_count()} GPUs here")
+    number, parts = map(int, (settings.shard or "1/1").split("/"))
+    running = []
+    try:
+        for device in range(count):
+            shard = f"shard={number + parts * device}/{parts * count}"
+            where = [f"device=cuda:{device}"] if on_gpus else []
+            running.append(subprocess.Popen([sys.executable, SCRIPT, *arguments, "devices=1", shard, *where]))
+        return not any(list(map(subprocess.Popen.wait, running)))  # all of them, not until the first that failed
+    except KeyboardInterrupt:
+        for each in running:
+            each.terminate()
+        for each in running:
+            each.wait()
+        raise
+
+
+def help_text(typed: Typed) -> str:
+    """What --help prints: usage, every pipeline, and the keys of every pipeline and of the chosen one, a line each."""
+    lines = [USAGE, "", "pipeline="]
+    lines += [f"  {file.stem:<20}{first_comment(file)}" for file in choices("pipeline")]
+    lines += ["", "version=            of DiffBIR's pipelines"]
+    lines += [f"  {file.stem:<20}{first_comment(file)}" for file in choices("version")]
+    everywhere = comments(CONF / "restore.yaml")
+    files = [*choices("pipeline"), *choices("version")]
+    own = {key: said for key, said in comments(*files).items() if key in list(chosen(typed)) and key not in everywhere}
+    for title, said in (("Keys of every pipeline", everywhere), (f"Keys of pipeline={typed.pipeline}", own)):
+        lines += ["", title, *(f"  {key:<20}{comment}" for key, comment in said.items())]
+    return "\n".join(lines)
+
+
+def _no_such_key(key: str, typed: Typed, there: list[str]) -> str:
+    from train.jobs.config import nearest
+
+    def has(name: str) -> bool:
+        return key in list(chosen(Typed(groups=[f"pipeline={name}"])))
+
+    if bringing := [file.stem for file in choices("pipeline") if has(file.stem)]:
+        listed = ", ".join(bringing[:3]) + (", …" if len(bringing) > 3 else "")
+        return f"{key} is of pipeline={listed}, not of pipeline={typed.pipeline}: choose one of these, or leave {key} out"
+    return f"{key}: there is no such key{nearest(key, there)} (python restore.py pipeline={typed.pipeline} --help lists them)"
