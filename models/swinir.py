@@ -92,7 +92,7 @@ class SwinIR(nn.Module):
         stem = nn.Conv2d(in_chans * unshuffle**2, embed_dim, 3, padding=1)
         self.conv_first = stem if unshuffle == 1 else nn.Sequential(nn.PixelUnshuffle(unshuffle), stem)
         self.patch_embed = nn.ModuleDict({"norm": nn.LayerNorm(embed_dim)})
-        rates = torch.linspace(0, drop_path_rate, sum(depths)).split(depths)
+        rates = torch.linspace(0, drop_path_rate, sum(depths), device="cpu").split(depths)  # plain numbers, on any device
         self.layers = nn.ModuleList(
             ResidualGroup(embed_dim, heads, self.window_size, self.shift, mlp_ratio, rate.tolist(), resi_connection)
             for heads, rate in zip(num_heads, rates, strict=True)

@@ -71,5 +71,10 @@ def class_path(network: type[nn.Module]) -> str:
     return f"{network.__module__}.{network.__name__}"
 
 
+def shown(text: str, most: int = 200) -> str:
+    """A stranger's text as one line of at most that many characters: those that would move a terminal as escapes."""
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text[:most])
+
+
 def first(keys: list[str]) -> str:
-    return ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
+    return ", ".join(map(shown, keys[:3])) + (", ..." if len(keys) > 3 else "")

@@ -16,8 +16,9 @@ import shutil
 import sys
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -26,23 +27,30 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from models.files.families import FAMILIES, Recognised, family_of, full_state, recognise
-from models.files.family import Arguments, CheckpointError, Folder, class_path, first
+from models.files.families import FAMILIES, Recognised, family_of, full_state, is_known, recognise
+from models.files.family import Arguments, CheckpointError, Folder, class_path, first, shown
+from models.files.sizes import check_archive, check_stored, is_argument, on_paper
 
 Form = Literal["official", "safetensors", "diffusers"]
 Which = str  # ema, network, or discriminator NAME
 
-# Objects of training frameworks that files hold beside their weights. They are skipped, and no code of theirs is run.
-FRAMEWORKS = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "omegaconf.", "argparse.Namespace")
-# Keys under which official files hold a state dict; and, below, prefixes within the state_dict of our own checkpoints.
+# What files hold beside their weights: objects of training frameworks, and plain values. They are passed over.
+PASSED_OVER = (
+    *("pytorch_lightning.", "lightning.", "lightning_fabric.", "mmengine.", "omegaconf.", "easydict.", "yacs."),
+    *("argparse.Namespace", "types.SimpleNamespace", "collections.defaultdict", "numpy.", "pathlib.", "datetime."),
+    *("builtins.list", "builtins.dict", "builtins.int", "builtins.float", "builtins.str", "decimal.", "uuid.", "typing."),
+)
+# Under which names files hold a network, as keys or as beginnings of keys, the one to prefer first; and, below, prefixes
+# within the state_dict of our own checkpoints.
 WRAPPERS: dict[str, Which] = {
-    "params_ema": "ema",
-    "params": "network",
-    "params_d": "discriminator",
-    "state_dict": "network",
-    "model_state_dict": "network",
+    **dict.fromkeys(("params_ema", "g_ema", "net_g_ema", "model_ema", "ema"), "ema"),
+    **dict.fromkeys(("params", "state_dict", "model_state_dict", "model", "network", "net", "net_g", "netG"), "network"),
+    **dict.fromkeys(("generator", "g", "G", "weights", "module"), "network"),
+    **dict.fromkeys(("params_d", "net_d", "netD", "discriminator", "d", "D"), "discriminator"),
 }
+NESTED = 4  # names around a network, at most
 OURS: dict[str, Which] = {"ema.average.": "ema", "network.": "network"}
+COMPILED = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")  # wherever a part was wrapped
 DISCRIMINATOR = re.compile(r"adversary\.discriminators\.([^.]+)\.network\.")
 
 
@@ -122,27 +130,37 @@ def _read_diffusers(path: Path) -> Checkpoint:
 def _open_safetensors(path: Path) -> tuple[object, Arguments | None]:
     try:
         with safe_open(path, framework="pt") as file:
-            recorded = (file.metadata() or {}).get("network")
-            return {key: file.get_tensor(key) for key in file.keys()}, json.loads(recorded) if recorded else None  # noqa: SIM118
+            recorded = (file.metadata() or {}).get("network", "")
+            return {key: file.get_tensor(key) for key in file.keys()}, _record(recorded)  # noqa: SIM118
     except (SafetensorError, ValueError) as error:
         raise CheckpointError(f"{path} is truncated or no safetensors file ({error}): fetch or write it again") from error
 
 
+def _record(written: str) -> Arguments | None:
+    """The arguments that `export` wrote. Other programs have an entry of this name too, and it says nothing to us."""
+    try:
+        found = json.loads(written)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) and isinstance(found.get("_target_"), str) else None
+
+
 def _open_pickle(path: Path) -> tuple[object, Arguments | None]:
     try:
-        with torch.serialization.safe_globals(_stand_ins(path)):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        content = _load(path)
+    except CheckpointError:
+        raise
     except OSError as error:  # a file that was cut short raises it too
         raise OSError(f"{path} can't be read ({error.strerror or error}): is it whole, and yours to read?") from error
     except Exception as error:  # damaged bytes raise nearly anything
-        if isinstance(error, pickle.UnpicklingError) and (code := re.search(r"GLOBAL ([\w.]+)", str(error))):
+        if code := _asked_for(error):
             raise CheckpointError(
-                f"{path} is refused: as a pickle it would run code when opened (it calls for {code[1]}). If you trust its "
+                f"{path} is refused: as a pickle it would run code when opened (it calls for {code}). If you trust its "
                 "source, re-save the bare state dict elsewhere with safetensors.torch.save_file, and give that file"
             ) from None
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise CheckpointError(
-            f"{path} is truncated or not a checkpoint ({reason[:120]}): give a .ckpt, .pth, .pt or .safetensors file, "
+            f"{path} is truncated or not a checkpoint ({shown(reason[:120])}): give a .ckpt, .pth, .pt or .safetensors file, "
             "or fetch it again"
         ) from error
     config = content.get("config") if isinstance(content, Mapping) else None
@@ -150,38 +168,73 @@ def _open_pickle(path: Path) -> tuple[object, Arguments | None]:
     return content, recorded if isinstance(recorded, dict) else None
 
 
-def _stand_ins(path: Path) -> list[Any]:
-    """A plain mapping in place of each class of a training framework that a file names; none if it names other classes too.
+class _PassedOver:
+    """Stands for every class and function of PASSED_OVER that a file names: takes whatever such things are made of.
 
-    torch's safe unpickler then fills these mappings, which accept whatever such objects are made of, and runs no foreign code.
+    What is made of nothing may be filled by key or by attribute, as Lightning's AttributeDict is; torch does this only to a
+    mapping of its own. A defaultdict is made of a class.
     """
-    try:
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # the file is damaged, or older than torch's zip format: reading it says so
-        return []
-    return [(OrderedDict, name) for name in names] if all(name.startswith(FRAMEWORKS) for name in names) else []
+
+    def __new__(cls, *made_of: object) -> Any:
+        return OrderedDict() if all(isinstance(each, type) for each in made_of) else super().__new__(cls)
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+def _load(path: Path) -> object:
+    """What a file of torch.save holds. Code of the file is never run: torch's safe unpickler refuses any name that it does not
+    know, and the names of PASSED_OVER stand for `_PassedOver`.
+    """
+    zipped = zipfile.is_zipfile(path)
+    if zipped:
+        check_archive(path)
+    passed: list[Any] = []
+    while True:
+        try:
+            with torch.serialization.safe_globals(passed):
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        except pickle.UnpicklingError as error:  # it names one at a time
+            name = _asked_for(error)
+            if not name.startswith(PASSED_OVER) or (_PassedOver, name) in passed or len(passed) == 100:
+                raise
+            passed.append((_PassedOver, name))
+
+
+def _asked_for(error: Exception) -> str:
+    """The class or function that torch's safe unpickler refused; empty for another error."""
+    found = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+    return "" if found is None else found[1] if "." in found[1] else f"builtins.{found[1]}"
 
 
 def unwrap(content: object, which: Which | None, where: str) -> tuple[dict[str, Tensor], str]:
-    """The bare state dict in whatever a checkpoint held, without `module.`, and the name of the wrapper."""
+    """The bare state dict in whatever a checkpoint held, and the names that were around it.
+
+    Usual beginnings of keys, such as `net_g.`, are taken off where a family then knows the keys.
+    """
     parts = _parts(content) if isinstance(content, Mapping) else []
-    if not any(isinstance(value, Tensor) for _, _, state in parts for value in state.values()):
-        raise CheckpointError(f"{where} holds no tensors: give a file with a state dict, bare or under {', '.join(WRAPPERS)}")
+    if not parts:
+        there = first(list(map(str, content))) if isinstance(content, Mapping) else f"a {type(content).__name__}"
+        raise CheckpointError(
+            f"{where} holds no tensors under the usual names, but {there or 'nothing'}: give a file with a state dict, bare or "
+            f"under {', '.join(WRAPPERS)}"
+        )
     own = "discriminator" if which and which.startswith("discriminator ") else None  # a file without discriminators' names
     chosen = next((part for part in parts if which is None or part[1] in (which, own)), None)
     if chosen is None:
-        raise CheckpointError(f"{where} has no '{which}' weights, only: {', '.join(dict.fromkeys(part[0] for part in parts))}")
+        raise CheckpointError(
+            f"{where} has no '{which}' weights, only: {first(list(dict.fromkeys(part[0] for part in parts)))}"
+        )
     wrapper, _, state = chosen
     if strange := [str(k) for k, v in state.items() if not (isinstance(k, str) and isinstance(v, Tensor))]:
         raise CheckpointError(f"{where}: {len(strange)} entries are no tensors ({first(strange)}): give the bare state dict")
-    for prefix in ("module.", "_orig_mod."):  # DataParallel, torch.compile
-        if all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
-            wrapper = f"{wrapper}, {prefix}*"
-    return dict(state), wrapper
+    check_stored(state, where)
+    state, wrappings = _unwrapped(state)
+    known = next(((more, below) for more, below in nested(state, which) if is_known(below)), ("", state))
+    return known[1], ", ".join(map(shown, [wrapper, *wrappings, *([f"{known[0]}*"] if known[0] else [])]))
 
 
-def _parts(content: Mapping[Any, Any]) -> list[tuple[str, str, Mapping[Any, Any]]]:
+def _parts(content: Mapping[Any, Any]) -> list[tuple[str, Which, Mapping[Any, Any]]]:
     """(wrapper, which, state dict) for all weights in a file, the EMA first."""
     trained = content.get("state_dict")
     trained = trained if isinstance(trained, Mapping) else {}
@@ -190,14 +243,50 @@ def _parts(content: Mapping[Any, Any]) -> list[tuple[str, str, Mapping[Any, Any]
         (f"state_dict, {prefix}*", kind, {k.removeprefix(prefix): v for k, v in trained.items() if str(k).startswith(prefix)})
         for prefix, kind in (OURS | found).items()
     ]
-    wrapped: list[tuple[str, str, Mapping[Any, Any]]] = [
-        (w, kind, content[w]) for w, kind in WRAPPERS.items() if isinstance(content.get(w), Mapping)
-    ]
     if any(part[2] for part in ours):
         return [part for part in ours if part[2]]
-    wrapped = wrapped or [("none: a bare state dict", "network", content)]
+    held = list(_held(content, (), "network"))
     # A file with one network does not say which: it may be a discriminator.
-    return wrapped + [(w, "discriminator", state) for w, kind, state in wrapped if kind == "network"]
+    return held + [(wrapper, "discriminator", state) for wrapper, kind, state in held if kind == "network"]
+
+
+def _held(content: Mapping[Any, Any], names: tuple[str, ...], which: Which) -> Iterator[tuple[str, Which, Mapping[Any, Any]]]:
+    """(wrapper, which, state dict) for each mapping with tensors under the usual names, and else for `content` itself."""
+    below = [
+        part
+        for name, kind in WRAPPERS.items()
+        if isinstance(content.get(name), Mapping) and len(names) < NESTED
+        for part in _held(content[name], (*names, name), which if which != "network" else kind)
+    ]
+    if not below and any(isinstance(value, Tensor) for value in content.values()):
+        below = [(", ".join(names) or "none: a bare state dict", which, content)]
+    yield from below
+
+
+def _unwrapped(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Without what DataParallel, torch.compile and FSDP put around a network or a part of it, and what that was."""
+    found: list[str] = []
+    bare = {COMPILED.sub("", key): value for key, value in state.items()}
+    if len(bare) == len(state):
+        found = sorted({f"{match[0]}*" for key in state if (match := COMPILED.search(key))})
+    else:  # two keys became one
+        bare = dict(state)
+    while all(key.startswith("module.") for key in bare):
+        bare, found = {key.removeprefix("module."): value for key, value in bare.items()}, [*found, "module.*"]
+    return bare, found
+
+
+def nested(
+    state: dict[str, Tensor], which: Which | None = None, prefix: str = "", depth: int = 0
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """The state dict itself, and what is left of it under the usual names that keys begin with: `net_g.`, `model.net.`, …"""
+    yield prefix, state
+    starts = {key.partition(".")[0] for key in state}
+    for name, kind in WRAPPERS.items():
+        if name not in starts or depth == NESTED or (len(starts) > 1 and which not in (None, kind)):
+            continue
+        if below := {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}:
+            yield from nested(below, which, f"{prefix}{name}.", depth + 1)
 
 
 def write(path: Path, save: Callable[[Path], None]) -> None:
@@ -219,11 +308,13 @@ def identify(checkpoint: Checkpoint) -> Recognised:
             return recognise(checkpoint.state)
         except CheckpointError as error:
             raise CheckpointError(f"{checkpoint.path}: {error}") from error
-    target = checkpoint.recorded.get("_target_")
+    target = str(checkpoint.recorded.get("_target_"))
     names = [n for n, family in FAMILIES.items() if target == class_path(family.network)]
     if not names:
-        raise CheckpointError(f"{checkpoint.path} records network {target!r}; families known: {', '.join(FAMILIES)}")
-    arguments = {key: value for key, value in checkpoint.recorded.items() if not key.startswith("_")}
+        raise CheckpointError(f"{checkpoint.path} records network {target[:99]!r}; families known: {', '.join(FAMILIES)}")
+    arguments = {key: value for key, value in checkpoint.recorded.items() if not str(key).startswith("_")}
+    if odd := [str(key) for key, value in arguments.items() if not is_argument(key, value)]:
+        raise CheckpointError(f"{checkpoint.path} records arguments that no network has: {first(odd)}")
     return Recognised(names[0], arguments, recorded=True)
 
 
@@ -247,11 +338,25 @@ def load_into(
     """
     where = "the state dict" if isinstance(source, Mapping) else str(source)
     loaded = unwrap(source, which, where)[0] if isinstance(source, Mapping) else read(source, which).state
+    report, state = _fit(network, loaded, parts)
+    if not report.matched or (strict and not report.complete):
+        way_out = "init.strict=false loads what matches" if report.matched else "is it a file of another network?"
+        raise CheckpointError(f"{where} does not fit {type(network).__name__}: {report}; {way_out}")
+    network.load_state_dict(state, strict=False)  # it checks and drops the derived
+    return report
+
+
+def _fit(
+    network: nn.Module, loaded: dict[str, Tensor], parts: Collection[str] | None = None
+) -> tuple[Report, dict[str, Tensor]]:
+    """How the weights fit the network, and those that do, with the derived."""
+    own = network.state_dict()
+    _, loaded = max(nested(loaded), key=lambda each: sum(key in own for key in each[1]))  # of the same number, the first
     family = family_of(network)
     loaded = family.converted(network, loaded) if family else loaded
     derived = {key: value for key, value in loaded.items() if family and key.endswith(family.derived)}
     state = {key: value for key, value in loaded.items() if key not in derived}
-    wanted = {key: value for key, value in network.state_dict().items() if parts is None or key.partition(".")[0] in parts}
+    wanted = {key: value for key, value in own.items() if parts is None or key.partition(".")[0] in parts}
     both = [key for key in wanted if key in state]
     matched = [key for key in both if state[key].shape == wanted[key].shape and _widens(state[key].dtype, wanted[key].dtype)]
     report = Report(
@@ -261,11 +366,7 @@ def load_into(
         mismatched=[f"{k}: file {_form(state[k])}, network {_form(wanted[k])}" for k in both if k not in set(matched)],
         widened=[key for key in matched if state[key].dtype != wanted[key].dtype],
     )
-    if not matched or (strict and not report.complete):
-        way_out = "init.strict=false loads what matches" if matched else "is it a file of another network?"
-        raise CheckpointError(f"{where} does not fit {type(network).__name__}: {report}; {way_out}")
-    network.load_state_dict({key: state[key] for key in matched} | derived, strict=False)  # it checks and drops the derived
-    return report
+    return report, {key: state[key] for key in matched} | derived
 
 
 def _form(tensor: Tensor) -> str:
@@ -284,11 +385,16 @@ def build(path: str | Path, which: Which | None = None) -> nn.Module:
 
 
 def _build(checkpoint: Checkpoint, found: Recognised) -> nn.Module:
+    make = partial(FAMILIES[found.family].network, **found.arguments)
     try:
-        network = FAMILIES[found.family].network(**found.arguments)
+        with on_paper(checkpoint.state):
+            report, _ = _fit(make(), checkpoint.state)
+        if not report.complete:
+            raise CheckpointError(f"the weights don't fit: {report}")
+        network = make()
         load_into(network, checkpoint.state)
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{checkpoint.path} does not give a {found.family} network: {error}") from error
+    except Exception as error:  # a stranger's arguments raise nearly anything
+        raise CheckpointError(f"{checkpoint.path} does not give a {found.family} network: {shown(str(error), 1000)}") from error
     return network.eval()
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from models.files.family import Arguments, CheckpointError, Family, first
+from models.files.family import Arguments, CheckpointError, Family, first, shown
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,20 @@ def recognise(state: Mapping[str, Tensor]) -> Recognised:
     for name, family in FAMILIES.items():
         try:
             found = family.recognise(shapes)
-        except (KeyError, IndexError, StopIteration) as error:
+            if found:
+                arguments, assumed = found
+                return Recognised(name, arguments | family.values(state), assumed)
+        except Exception as error:  # a stranger's keys and shapes raise nearly anything
             raise CheckpointError(
-                f"looks like {name}, but its configuration can't be read: at {error}, key missing or odd"
+                f"looks like {name}, but its configuration can't be read: at {shown(str(error))}, key missing or odd"
             ) from error
-        if found:
-            arguments, assumed = found
-            return Recognised(name, arguments | family.values(state), assumed)
     raise CheckpointError(f"unknown network: its first keys are {first(list(state))}; families known: {', '.join(FAMILIES)}")
+
+
+def is_known(state: Mapping[str, Tensor]) -> bool:
+    """Whether these are a family's keys, though some may be missing or odd."""
+    shapes = {key: tuple(value.shape) for key, value in state.items()}
+    try:
+        return any(family.recognise(shapes) for family in FAMILIES.values())
+    except Exception:  # a family has begun to read them; `recognise` says what is odd
+        return True

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import Counter
 from typing import Any
 
 from torch import Tensor
@@ -20,8 +21,8 @@ def recognise(shapes: Shapes) -> tuple[Arguments, list[str]] | None:
     blocks = sorted(
         {(int(m[1]), int(m[2])) for k in shapes if (m := re.match(r"layers\.(\d+)\.residual_group\.blocks\.(\d+)\.", k))}
     )
-    groups = range(blocks[-1][0] + 1)
-    depths = [sum(group == i for group, _ in blocks) for i in groups]
+    depths = list(Counter(group for group, _ in blocks).values())
+    groups = range(len(depths))  # a group without a number of its own has no table, below
     window_size = (math.isqrt(shapes[table.format(0)][0]) + 1) // 2
     upsampler = _upsampler(shapes)
     out_chans = stem_chans if stem == "conv_first.weight" else _out_chans(shapes, stem_chans)

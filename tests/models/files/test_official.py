@@ -1,14 +1,25 @@
 """Opening, recognising, loading and writing checkpoints: round trips with spandrel, every wrapper, every kind of bad file."""
 
+import argparse
+import datetime
+import decimal
 import os
 import resource
 import subprocess
 import sys
-from pathlib import Path
+import uuid
+from collections import defaultdict
+from dataclasses import dataclass
+from itertools import permutations
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from lightning.fabric.utilities.data import AttributeDict
+from lightning.pytorch.trainer.states import RunningStage
+from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from spandrel import ModelLoader
 from torch import Tensor, nn
@@ -53,6 +64,10 @@ def image(side: int, channels: int = 3) -> Tensor:
 def same_weights(ours: nn.Module, theirs: nn.Module) -> bool:
     a, b = ours.state_dict(), theirs.state_dict()
     return list(a) == list(b) and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def unwrapped(content: object, which: str | None = None) -> dict[str, Tensor]:
+    return official.unwrap(content, which, "FILE")[0]
 
 
 def last_bias(network: nn.Module) -> Tensor:
@@ -162,6 +177,114 @@ def test_wrappers(tmp_path: Path, wrapper: str | None, prefix: str) -> None:
     assert same_weights(build(tmp_path / "wrapped.pth"), network)
 
 
+PREFIXES = ("module.", "_orig_mod.", "model.", "net_g.", "generator.", "net.", "g_ema.")
+
+
+@pytest.mark.parametrize(
+    "prefix", [*PREFIXES, *("".join(pair) for pair in permutations(PREFIXES, 2)), "model.module._orig_mod.net_g."]
+)
+def test_beginnings_in_every_order(prefix: str) -> None:
+    network = filled()
+    checkpoint = unwrapped({f"{prefix}{key}": value for key, value in network.state_dict().items()})
+    assert list(checkpoint) == list(network.state_dict())
+    assert recognise(checkpoint).family == "swinir"
+
+
+@pytest.mark.parametrize(
+    "holders",
+    [
+        *((name,) for name, which in official.WRAPPERS.items() if which != "discriminator"),
+        *(("model", "state_dict"), ("state_dict", "model"), ("generator", "params_ema"), ("net", "model", "params", "net_g")),
+    ],
+)
+def test_holders_and_their_nesting(holders: tuple[str, ...]) -> None:
+    content: dict[str, Any] = {f"module.model.{key}": value for key, value in filled().state_dict().items()}
+    for holder in reversed(holders):
+        content = {"epoch": 3, "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}}, "step": torch.ones(()), holder: content}
+    assert list(unwrapped(content)) == list(filled().state_dict())
+
+
+def test_one_of_two_nested_networks_is_the_average() -> None:
+    network, average = filled().state_dict(), filled(name="average/").state_dict()
+    together = {f"net_g.{key}": v for key, v in network.items()} | {f"net_g_ema.{key}": v for key, v in average.items()}
+    for content in (
+        {"state_dict": together},
+        {"model": {"params": network, "params_ema": average}},
+        {"net": {"state_dict": network}, "g_ema": {"model": average}},
+        {
+            "state_dict": {
+                f"{start}{key}": v for start, s in (("net_g.", network), ("net_g_ema.", average)) for key, v in s.items()
+            }
+        },
+    ):
+        assert torch.equal(unwrapped(content)["conv_last.bias"], average["conv_last.bias"])
+        assert torch.equal(unwrapped(content, "network")["conv_last.bias"], network["conv_last.bias"])
+
+
+def test_a_training_with_other_networks_beside_it() -> None:
+    others = {"loss.vgg.weight": torch.ones(3), "net_d.conv.weight": torch.ones(3)}
+    content = {"state_dict": {**others, **{f"net_g.{key}": value for key, value in filled().state_dict().items()}}}
+    assert list(unwrapped(content)) == list(filled().state_dict())
+
+
+def test_compiled_parts() -> None:
+    state = {key.replace("layers.1.", "layers.1._orig_mod."): value for key, value in filled().state_dict().items()}
+    assert list(unwrapped(state)) == list(filled().state_dict())
+
+
+def test_beginnings_of_a_network_without_a_family() -> None:
+    network = nn.Sequential(nn.Linear(2, 2))
+    weights = {"net_d.module.0.weight": torch.eye(2), "net_d.module.0.bias": torch.ones(2)}
+    assert load_into(network, {"discriminator": weights}).complete
+    assert torch.equal(network.get_parameter("0.bias"), torch.ones(2))
+
+
+@dataclass
+class Unknown:
+    width: int = 3
+
+
+HARMLESS: dict[str, Any] = {
+    "numpy": np.float64(0.5),
+    "array": np.arange(3),
+    "posix_path": PurePosixPath("/a/b"),
+    "path": Path("a"),
+    "datetime": datetime.datetime(2024, 1, 2),
+    "delta": datetime.timedelta(1),
+    "namespace": argparse.Namespace(width=3, path=Path("a")),
+    "defaultdict": defaultdict(list, {"a": [Path("b")]}),
+    "decimal": decimal.Decimal(1),
+    "uuid": uuid.UUID(int=3),
+    "omegaconf": OmegaConf.create({"width": [3, {"a": "${width}"}]}),
+    "stage": RunningStage.TRAINING,
+    "attributes": AttributeDict(width=3),
+}
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("name", [*HARMLESS, "all"])
+def test_harmless_values_are_passed_over(tmp_path: Path, name: str, zipped: bool) -> None:
+    values = HARMLESS if name == "all" else {name: HARMLESS[name]}
+    content = {"hyper_parameters": values, "params": filled().state_dict(), "list": list(values.values())}
+    torch.save(content, tmp_path / "foreign.pth", _use_new_zipfile_serialization=zipped)
+    assert same_weights(build(tmp_path / "foreign.pth"), filled())
+
+
+def test_an_unknown_class_is_refused_by_name(tmp_path: Path) -> None:
+    torch.save({"params": filled().state_dict(), "a": HARMLESS, "options": Unknown()}, tmp_path / "foreign.pth")
+    with pytest.raises(CheckpointError, match=r"foreign\.pth is refused: .* \(it calls for \S*test_official\.Unknown\)"):
+        read(tmp_path / "foreign.pth")
+
+
+@pytest.mark.parametrize(
+    "note", ["swinir", "", "3", "[1, 2]", "null", '{"_class": "SwinIR"}', '{"_target_": 3}', "[" * 100_000, "9" * 9000]
+)
+def test_foreign_metadata_are_ignored(tmp_path: Path, note: str) -> None:
+    save_file(filled().state_dict(), tmp_path / "foreign.safetensors", {"network": note, "format": "pt"})
+    assert read(tmp_path / "foreign.safetensors").recorded is None
+    assert same_weights(build(tmp_path / "foreign.safetensors"), filled())
+
+
 def test_legacy_file_without_zip(tmp_path: Path) -> None:
     network = filled()
     torch.save(network.state_dict(), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
@@ -245,10 +368,20 @@ def test_no_checkpoint_at_all(tmp_path: Path) -> None:
         read(tmp_path / "photo.pth")
 
 
-@pytest.mark.parametrize("content", [{}, {"step": 3}, {"state_dict": {}}, [1, 2], torch.ones(2)])
-def test_no_tensors(tmp_path: Path, content: object) -> None:
+@pytest.mark.parametrize(
+    ("content", "there"),
+    [
+        ({}, "nothing"),
+        ({"step": 3}, "step"),
+        ({"state_dict": {}}, "state_dict"),
+        ([1, 2], "a list"),
+        (torch.ones(2), "a Tensor"),
+        ({"mine": {"weight": torch.ones(2)}, "step": 3, "\x1b[31m": 1, "b": 2}, r"mine, step, \\x1b\[31m, \.\.\."),
+    ],
+)
+def test_no_tensors(tmp_path: Path, content: object, there: str) -> None:
     torch.save(content, tmp_path / "empty.pth")
-    with pytest.raises(CheckpointError, match=r"empty\.pth holds no tensors"):
+    with pytest.raises(CheckpointError, match=rf"empty\.pth holds no tensors under the usual names, but {there}: give a file"):
         read(tmp_path / "empty.pth")
 
 
