@@ -3,6 +3,7 @@
 import errno
 import io
 import sys
+import warnings
 from typing import Any
 
 GONE = (errno.EPIPE, errno.EIO)  # a pipe without a reader, a terminal that was closed
@@ -23,8 +24,9 @@ class Unheeded(io.FileIO):
 def printing_never_fails() -> None:
     """From now on stdout and stderr take any character, escaped where the locale has no sign for it, and may lose their reader.
 
-    A run is worth more than what it says: it goes on, and its exit code tells how it ended.
+    A run is worth more than what it says: it goes on, and its exit code tells how it ended. A warning is one line.
     """
+    warnings.formatwarning = _one_line
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed by the shell: >&-
@@ -39,3 +41,8 @@ def printing_never_fails() -> None:
             write_through=stream.write_through,
         )
         setattr(sys, name, spoken)
+
+
+def _one_line(message: Warning | str, *place: object, **more: object) -> str:
+    """Without the place in the code that a warning comes from."""
+    return f"warning: {message}\n"

@@ -13,6 +13,8 @@ from isal import isal_zlib
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from data.sources.listing import FORMATS
+
 READ_ERRORS = (  # what Pillow's readers raise on damaged files
     *(OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError),
     *(struct.error, zlib.error, Image.DecompressionBombError),
@@ -42,7 +44,7 @@ def decode(data: bytes, name: str) -> np.ndarray:
         quick = _plain_png(data) if data.startswith(PNG_START) else _plain_bmp(data) if data.startswith(b"BM") else None
         if quick is not None:
             return quick
-        with Image.open(stream) as photo:
+        with Image.open(stream, formats=tuple(FORMATS.values())) as photo:
             photo.load()
             ImageOps.exif_transpose(photo, in_place=True)
             return _rgb(photo)

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from data.sources.files import first_few
+from data.sources.shown import first_few
 from data.sources.source import Named, Picked, Source
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from data.images import READ_ERRORS, write_png
 from data.sources.files import Files, ImageFolder
+from data.sources.shown import printable
 from restoration import record
 from restoration.chain import Batch, Chain, writing
 from restoration.record import Record
@@ -98,7 +99,7 @@ def _say(chain: Chain, settings: Settings, count: int, there: int) -> None:
     before = "made anew" if settings.overwrite else "there already" + (" (overwrite=true makes them again)" if there else "")
     print(f"{chain.done} of {count} images restored into {settings.output}{pace}; {there} were {before}", flush=True)
     for _, message in sorted(chain.failed.items()):
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {printable(message)}", file=sys.stderr)
 
 
 def _put(target: Path, image: Tensor) -> None:

@@ -16,7 +16,8 @@ from data.duplicates import perceptual_hash
 from data.images import UnreadableImage, decode
 from data.order import Draws
 from data.reading import Picture
-from data.sources.files import existing, first_few
+from data.sources.files import existing
+from data.sources.shown import first_few
 from data.sources.source import Source
 
 PARTS = ("left_eye", "right_eye", "mouth")  # left and right in the picture

@@ -5,7 +5,7 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
-from data.sources.files import first_few
+from data.sources.shown import first_few
 from data.sources.source import Named, Source
 
 

@@ -4,6 +4,7 @@ No file stays open: a worker opens the archive for each image, which takes a hun
 shared between processes.
 """
 
+import os
 import re
 import struct
 import tarfile
@@ -15,9 +16,19 @@ from pathlib import Path
 
 from isal import isal_zlib
 
-from data.sources.files import SUFFIXES, existing, first_few, is_image
+from data.sources.files import existing
+from data.sources.listing import SUFFIXES, entries_of, is_image, tell_left_aside
+from data.sources.shown import first_few
 
 LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip's member: signature, length of its name, length of the extra field
+# What zipfile and tarfile raise on damaged files.
+DAMAGE = (
+    *(OSError, EOFError, MemoryError, NotImplementedError, OverflowError, ValueError, IndexError, struct.error),
+    *(zipfile.BadZipFile, tarfile.TarError),
+)
+MOST_SWOLLEN = 50  # deflate takes photographs to half at best, and zeros to a thousandth
+ALWAYS_UNPACKED = 2**26  # bytes
+Stretch = tuple[str, int, int]  # path of a file in a tar, offset in bytes, size in bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +44,17 @@ class Member:
 def read_stretch(file: Path, offset: int, size: int) -> bytes:
     """Raises OSError: the file ends before."""
     with file.open("rb") as archive:
-        archive.seek(offset)
-        contents = archive.read(size)
-    if len(contents) != size:
-        raise OSError(f"{file} ends before byte {offset + size}: it was cut off or replaced since the run began")
-    return contents
+        if offset + size <= os.fstat(archive.fileno()).st_size:  # else a size that is only declared would be allocated
+            archive.seek(offset)
+            contents = archive.read(size)
+            if len(contents) == size:
+                return contents
+    raise OSError(f"{file} ends before byte {offset + size}: it was cut off or replaced since the run began")
+
+
+def swells(packed: int, size: int) -> bool:
+    """Whether that many bytes unpack to so many that they were made to fill the memory."""
+    return size > ALWAYS_UNPACKED and size > MOST_SWOLLEN * packed
 
 
 class ZipImages:
@@ -51,9 +68,11 @@ class ZipImages:
         self.file = existing(root, "a zip file of images")
         try:
             with zipfile.ZipFile(self.file) as archive:
-                found = [each for each in archive.infolist() if is_image(each.filename) and not each.is_dir()]
-        except (OSError, zipfile.BadZipFile) as error:
+                inside = [each for each in archive.infolist() if not each.is_dir()]
+        except DAMAGE as error:
             raise ValueError(f"{root} can't be read as a zip file ({error}): is it whole? Copy or pack it again") from error
+        tell_left_aside((each.filename for each in inside), root)
+        found = [each for each in inside if is_image(each.filename)]
         if not found:
             raise ValueError(f"{root} holds no image: files that end in {', '.join(SUFFIXES)} are looked for")
         odd = [each.filename for each in found if each.compress_type not in (0, 8) or each.flag_bits & 1]
@@ -61,9 +80,15 @@ class ZipImages:
             raise ValueError(
                 f"{root} holds images that are encrypted or not deflated ({first_few(odd)}): pack it again as usual"
             )
+        bombs = [each.filename for each in found if swells(each.compress_size, each.file_size)]
+        if bombs:
+            raise ValueError(
+                f"{root} holds files that unpack to more than {MOST_SWOLLEN} times their size, as no photograph does "
+                f"({first_few(bombs)}): take them out"
+            )
         found.sort(key=lambda each: each.filename)
         self.paths = [each.filename for each in found]
-        self.places = [(each.header_offset, each.compress_size, each.compress_type, each.CRC) for each in found]
+        self.places = [(each.header_offset, each.compress_size, each.file_size, each.compress_type, each.CRC) for each in found]
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -74,18 +99,18 @@ class ZipImages:
 
     def read(self, index: int) -> bytes:
         """The file's contents."""
-        offset, size, method, checksum = self.places[index]
+        offset, packed_size, size, method, checksum = self.places[index]
         header = read_stretch(self.file, offset, LOCAL_HEADER.size)
         signature, name, extra = LOCAL_HEADER.unpack(header)
         if signature != b"PK\x03\x04":
             raise OSError(f"{self.file} is damaged at byte {offset}")
-        packed = read_stretch(self.file, offset + LOCAL_HEADER.size + name + extra, size)
-        try:
-            contents = packed if method == 0 else isal_zlib.decompress(packed, -15)
+        packed = read_stretch(self.file, offset + LOCAL_HEADER.size + name + extra, packed_size)
+        try:  # one byte more than declared, so that a file which inflates to more is noticed and not unpacked
+            contents = packed if method == 0 else isal_zlib.decompressobj(-15).decompress(packed, size + 1)
         except isal_zlib.error as error:  # type: ignore[misc]  # its stub calls the class an instance
             raise OSError(f"{self.file} is damaged after byte {offset}: {error}") from error
-        if zlib.crc32(contents) != checksum:
-            raise OSError(f"{self.file} is damaged after byte {offset}: the checksum is another")
+        if len(contents) != size or zlib.crc32(contents) != checksum:
+            raise OSError(f"{self.file} is damaged after byte {offset}: its size or the checksum is another")
         return contents
 
 
@@ -98,7 +123,9 @@ class TarImages:
 
     def __init__(self, *, root: str) -> None:
         self.file = existing(root, "a tar file of images")
-        found = sorted((path, offset, size) for path, offset, size in files_in_tar(self.file) if is_image(path))
+        inside = files_in_tar(self.file)
+        tell_left_aside((path for path, _, _ in inside), root)
+        found = sorted(each for each in inside if is_image(each[0]))
         if not found:
             raise ValueError(f"{root} holds no image: files that end in {', '.join(SUFFIXES)} are looked for")
         self.paths = [path for path, _, _ in found]
@@ -128,15 +155,17 @@ class Shards:
 
     def __init__(self, *, root: str, member: str | None) -> None:
         self.files = shard_files(root)
-        self.members = [each for number in range(len(self.files)) for each in self._samples(number, member)]
+        inside = [files_in_tar(file) for file in self.files]
+        tell_left_aside((path for shard in inside for path, _, _ in shard), root)
+        self.members = [each for number, shard in enumerate(inside) for each in self._samples(number, shard, member)]
         if not self.members:
             wanted = f".{member}" if member else ", ".join(SUFFIXES)
             raise ValueError(f"{root} holds no image: samples with a file that ends in {wanted} are looked for")
         self.paths = [each.path for each in self.members]
 
-    def _samples(self, number: int, member: str | None) -> Iterator[Member]:
+    def _samples(self, number: int, inside: Sequence[Stretch], member: str | None) -> Iterator[Member]:
         seen: dict[str, str] = {}
-        for path, offset, size in files_in_tar(self.files[number]):
+        for path, offset, size in inside:
             key, extension = sample_of(path)
             if not is_image(path) or (member is not None and extension != member):
                 continue
@@ -172,7 +201,7 @@ def shard_files(root: str) -> list[Path]:
     """The tar files that root means. Raises ValueError naming those that are missing."""
     folder = Path(root).expanduser()
     if folder.is_dir():
-        found = sorted(folder.glob("*.tar"))
+        found = [Path(entry.path) for entry in entries_of(folder) if entry.name.endswith(".tar")]
         if not found:
             raise ValueError(f"{root} holds no .tar file: give the folder of the shards")
         return found
@@ -193,14 +222,19 @@ def expand_braces(pattern: str) -> list[str]:
     return [done for number in numbers for done in expand_braces(pattern[: found.start()] + number + pattern[found.end() :])]
 
 
-def files_in_tar(file: Path) -> Sequence[tuple[str, int, int]]:
-    """Path, offset in bytes and size in bytes of every plain file. Raises ValueError: it can't be read to its end."""
+def files_in_tar(file: Path) -> Sequence[Stretch]:
+    """Every plain file. Raises ValueError: the tar file can't be read to its end."""
+    found, whole = [], file.stat().st_size
     try:
         with tarfile.open(file, "r:") as archive:
-            found = [(each.name.removeprefix("./"), each.offset_data, each.size) for each in archive if each.isreg()]
-        if found and found[-1][1] + found[-1][2] > file.stat().st_size:
-            raise tarfile.ReadError("it ends within a file")
-    except (OSError, tarfile.TarError) as error:
+            for each in archive:
+                if each.size < 0:  # would lead back to where it stands, for ever
+                    raise tarfile.ReadError(f"the size of what begins at byte {each.offset} is below 0")
+                if each.isreg():
+                    found.append((each.name.removeprefix("./"), each.offset_data, each.size))
+                    if each.offset_data + each.size > whole:
+                        raise tarfile.ReadError("it ends within a file")
+    except DAMAGE as error:
         raise ValueError(
             f"{file} can't be read as a tar file without compression ({error}): is it whole? Pack a .tar.gz again as .tar"
         ) from error

@@ -1,16 +1,9 @@
 """Images that are files: a folder of them, or a list of paths."""
 
-import os
-from collections.abc import Sequence
 from pathlib import Path
 
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-
-
-def is_image(path: str) -> bool:
-    """Whether a path with forward slashes names an image that is not hidden."""
-    name = path.rpartition("/")[2]
-    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
+from data.sources.listing import SUFFIXES, files_below, images_among
+from data.sources.shown import first_few
 
 
 def existing(root: str, what: str) -> Path:
@@ -19,11 +12,6 @@ def existing(root: str, what: str) -> Path:
     if not path.exists():
         raise ValueError(f"{root} does not exist (looked in {Path.cwd()}): give {what}")
     return path
-
-
-def first_few(names: Sequence[str]) -> str:
-    """Three names for a message, and how many more there are."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 class Files:
@@ -49,29 +37,21 @@ class Files:
 
 
 class ImageFolder(Files):
-    """All images below a folder, links followed, sorted by their path relative to it; dot files are left out.
+    """All images below a folder, sorted by their path relative to it; data/sources/listing.py says what is one.
 
     Args:    root: the folder.
-    Raises:  ValueError: it doesn't exist, is no folder, or holds no image.
+    Raises:  ValueError: it doesn't exist, is no folder, holds no image, or can't be read to its end.
     """
 
     def __init__(self, *, root: str) -> None:
         folder = existing(root, "a folder of images")
         if not folder.is_dir():
             raise ValueError(f"{root} is a file: give the folder that holds the images")
-        super().__init__(root=folder, paths=sorted(_walk(folder)))
+        super().__init__(root=folder, paths=images_among(files_below(folder), root))
         if not self.paths:
             raise ValueError(
                 f"{root} holds no image, in subfolders neither: files that end in {', '.join(SUFFIXES)} are looked for"
             )
-
-
-def _walk(root: Path) -> list[str]:
-    """Paths of the images below root relative to it, with forward slashes."""
-    found = []
-    for folder, _, names in os.walk(root, followlinks=True):
-        found += [(Path(folder) / name).relative_to(root).as_posix() for name in names if is_image(name)]
-    return found
 
 
 class FileList(Files):
@@ -87,7 +67,7 @@ class FileList(Files):
         if not file.is_file():
             raise ValueError(f"{root} is a folder: give the text file that lists images, or data/source=folder")
         try:
-            lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
+            lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").split("\n")]
         except UnicodeDecodeError as error:
             raise ValueError(f"{root} is no text file ({error}): give one path of an image a line") from error
         paths = [line for line in lines if line and not line.startswith("#")]

@@ -6,13 +6,14 @@ may be missing, as it is in the test set. See PosNegGTSR/datasets/README.md ther
 """
 
 import json
-import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from data.sources.files import Files, existing, first_few
+from data.sources.files import Files, existing
+from data.sources.listing import entries_of
+from data.sources.shown import first_few
 from data.sources.source import Choices
 
 IMAGES = {"original": ".png", "01": "_01.png", "02": "_02.png", "03": "_03.png", "04": "_04.png"}  # folder -> end of its names
@@ -64,8 +65,8 @@ def _numbers(labels: Sequence[str], wanted: str, original: int) -> list[int]:
 def _sets(root: Path) -> list[str]:
     """Names of the folders in images that hold groups; '' when images does so itself, or is empty."""
     images = root / "images"
-    inside = [path.name for path in images.iterdir() if path.is_dir() and path.name[0] != "."] if images.is_dir() else []
-    return sorted(inside) if inside and not IMAGES.keys() & set(inside) else [""]
+    inside = [entry.name for entry in entries_of(images) if entry.is_dir()] if images.is_dir() else []
+    return inside if inside and not IMAGES.keys() & set(inside) else [""]
 
 
 def _groups(root: Path, of_set: str) -> list[Group]:
@@ -87,7 +88,7 @@ def _groups(root: Path, of_set: str) -> list[Group]:
 def _names(root: Path, folders: dict[str, str]) -> list[str]:
     """Names of the groups, sorted, from what lies in the folders. Raises ValueError: a group has no file in one of them."""
     there = {
-        folder: {file.removesuffix(end) for file in os.listdir(root / folder) if file.endswith(end) and file[0] != "."}
+        folder: {entry.name.removesuffix(end) for entry in entries_of(root / folder) if entry.name.endswith(end)}
         for folder, end in folders.items()
     }
     names = sorted(set().union(*there.values()))

@@ -6,6 +6,7 @@ asked for at any time, and the order stays a function of (seed, position). So th
 row group (`blocks`), and data/order.py keeps to a few of them for a while.
 """
 
+import os
 import time
 from bisect import bisect_right
 from collections import OrderedDict
@@ -20,7 +21,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from annotated_types import Ge
 
-from data.sources.files import first_few, is_image
+from data.sources.archives import MOST_SWOLLEN, swells
+from data.sources.cards import belongs, check_cards
+from data.sources.listing import files_below, is_image, tell_left_aside
+from data.sources.shown import first_few
 from data.sources.source import Source
 
 PAUSES_S = (1, 4, 15, 60)  # before a read over the network is tried again
@@ -50,7 +54,10 @@ def hugging_face(
         return ParquetImages(files=files, column=column, groups_mixed=groups_mixed)
     if all(file.endswith(".arrow") for file in files):
         return ArrowImages(files=files, column=column)
-    images = [file for file in files if is_image(file)]
+    folder = Path(root).expanduser()
+    below = {file: os.path.relpath(file, folder.resolve()) if folder.is_dir() else file for file in files}
+    tell_left_aside(files_below(folder) if folder.is_dir() else files, root)  # `datasets` lists what it knows itself
+    images = [file for file, path in below.items() if is_image(path)]
     if not images:
         raise ValueError(
             f"split {split} of {root} consists of {first_few(files)}, neither parquet, arrow nor image files: try "
@@ -60,11 +67,17 @@ def hugging_face(
 
 
 def split_files(root: str, subset: str | None, split: str, revision: str | None) -> list[str]:
-    """Paths or addresses of a split's files. Raises ValueError, which names the subsets or splits there are."""
+    """Paths or addresses of a split's files.
+
+    Raises:  ValueError: there is no such data set, subset or split (it names those there are), or files are not its own.
+    """
     import datasets  # two seconds, so only when it is used
 
-    place = str(Path(root).expanduser()) if Path(root).expanduser().exists() else root
+    folder = Path(root).expanduser()
     try:
+        if folder.is_dir():
+            check_cards(folder)
+        place = str(folder) if folder.exists() else root
         found = datasets.load_dataset_builder(place, name=subset, revision=revision).config.data_files
     except (OSError, ValueError) as error:  # a hub that can't be reached, no such data set or subset
         raise ValueError(f"{root} can't be opened as a Hugging Face data set: {error}") from error
@@ -72,7 +85,10 @@ def split_files(root: str, subset: str | None, split: str, revision: str | None)
         raise ValueError(f"{root} has no data files that can be listed: give data.source.revision=refs/convert/parquet")
     if split not in found:
         raise ValueError(f"{root} has no split {split}, only {', '.join(map(str, found))}: give data.source.split=NAME")
-    return [str(file) for file in found[split]]
+    files = [str(file) for file in found[split]]
+    if foreign := [file for file in files if not belongs(file, root)]:
+        raise ValueError(f"{root} names files that are not its own ({first_few(foreign)}): take them out of its README.md")
+    return files
 
 
 class ParquetImages:
@@ -90,6 +106,7 @@ class ParquetImages:
             self.footers: list[pq.FileMetaData] = list(pool.map(read_footer, self.files))
         check_column(self.files[0], self.footers[0].schema.to_arrow_schema(), column)
         self.groups = [(number, group) for number, each in enumerate(self.footers) for group in range(each.num_row_groups)]
+        self._check_sizes()
         rows = [self.footers[number].row_group(group).num_rows for number, group in self.groups]
         self.starts = [0, *accumulate(rows)]  # the first row of each group, over all files
         self.blocks = tuple(sum(rows[first : first + groups_mixed]) for first in range(0, len(rows), groups_mixed))
@@ -116,6 +133,17 @@ class ParquetImages:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(group)
         return image_bytes(self._kept[group][index - self.starts[group]], self.name(index))
+
+    def _check_sizes(self) -> None:
+        """Raises ValueError: images declare to unpack to more than photographs do."""
+        for number, group in self.groups:
+            about = self.footers[number].row_group(group)
+            chunks = [about.column(place) for place in range(about.num_columns)]
+            images = [chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] == self.column]
+            if any(swells(chunk.total_compressed_size, chunk.total_uncompressed_size) for chunk in images):
+                raise ValueError(
+                    f"{self.files[number]} unpacks to more than {MOST_SWOLLEN} times its size, as no photo does: leave it out"
+                )
 
     def _group_of(self, index: int) -> int:
         return bisect_right(self.starts, index) - 1
@@ -200,9 +228,10 @@ class FileImages:
 
 def open_file(file: str) -> Any:
     """A file opened for reading; each read of a remote one is one request, for what is read is whole column chunks."""
-    remote = "://" in file
+    if "://" not in file:
+        return Path(file).expanduser().open("rb")
     filesystem, path = fsspec.core.url_to_fs(file)
-    return filesystem.open(path, "rb", **({"cache_type": "none"} if remote else {}))
+    return filesystem.open(path, "rb", cache_type="none")
 
 
 def read_footer(file: str) -> pq.FileMetaData:

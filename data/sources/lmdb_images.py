@@ -7,6 +7,7 @@ from pathlib import Path
 import lmdb
 
 from data.sources.files import existing
+from data.sources.listing import is_hidden
 
 _opened: dict[str, tuple[int, lmdb.Environment]] = {}  # path -> the process that opened it, and what it opened
 
@@ -44,8 +45,9 @@ class LmdbImages:
                     f"{root} has no {part}, so it is no LMDB as BasicSR lays it out: "
                     "make one with python -m data.prepare pack root=DIR out=FILE.lmdb"
                 )
-        lines = (self.folder / "meta_info.txt").read_text(encoding="utf-8").splitlines()
-        self.paths = [re.sub(r" \(\d+, ?\d+, ?\d+\)( \d+)?$", "", line) for line in lines if line.strip()]
+        lines = (self.folder / "meta_info.txt").read_text(encoding="utf-8").split("\n")
+        names = [re.sub(r" \(\d+, ?\d+, ?\d+\)( \d+)?$", "", line) for line in lines if line.strip()]
+        self.paths = [name for name in names if not is_hidden(name)]
         if not self.paths:
             raise ValueError(f"{root}/meta_info.txt lists no image: pack the LMDB again")
         try:

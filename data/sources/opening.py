@@ -5,6 +5,7 @@ from pathlib import Path
 from data.sources.archives import Shards, TarImages, ZipImages
 from data.sources.files import FileList, ImageFolder
 from data.sources.hub import hugging_face
+from data.sources.listing import entries_of
 from data.sources.lmdb_images import LmdbImages
 from data.sources.source import Source
 
@@ -18,7 +19,7 @@ def open_images(*, root: str) -> Source:
     Raises:  ValueError: nothing is there, or no source reads such a file.
     """
     path = Path(root).expanduser()
-    inside = {each.suffix for each in path.iterdir()} if path.is_dir() else set()
+    inside = {Path(entry.name).suffix for entry in entries_of(path)} if path.is_dir() else set()
     if (path / "data.mdb").is_file():
         return LmdbImages(root=root)
     if ".tar" in inside or "{" in path.name:

@@ -14,6 +14,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
 
+from train import ranks
 from train.environment import environment
 from train.runs.checkpoint import AtomicFiles
 from train.runs.differences import differing_keys
@@ -84,6 +85,15 @@ def quieten() -> None:
         warnings.filterwarnings("ignore", message)
 
 
+def make_data(config: dict[str, Any]) -> L.LightningDataModule:
+    """The data. What looking for its files warns of is the same on all ranks, so rank 0 says it for all."""
+    with warnings.catch_warnings():
+        if ranks.rank():
+            warnings.simplefilter("ignore")
+        data: L.LightningDataModule = build(config["data"])
+        return data
+
+
 def build(node: dict[str, Any]) -> Any:
     """The object that a node with `_target_` describes. What its constructor raises comes through unwrapped.
 
@@ -144,20 +154,19 @@ def leave_signals_to_us(trainer: L.Trainer) -> None:
 
 
 @rank_zero_only
-def prepare_folder(config: dict[str, Any], directory: Path, trainer: L.Trainer, step: int, begins: bool) -> None:
+def prepare_folder(config: dict[str, Any], directory: Path, trainer: L.Trainer, step: int) -> None:
     """Makes the run's folder ready for an attempt: config.yaml, no rows of updates that will be done again.
 
     Args: step: the update that the attempt goes on from; 0 for the start.
-          begins: whether the run does, from the start or from another run's checkpoint.
     """
     directory.mkdir(parents=True, exist_ok=True)
     file = directory / "config.yaml"
-    if begins and file.exists() and differing_keys(saved_config(directory), config):
+    if step == 0 and file.exists() and differing_keys(saved_config(directory), config):
         for name in ("wandb_id", "wandb_sent"):  # an attempt of another configuration failed before its first checkpoint
             (directory / name).unlink(missing_ok=True)
     write_text(file, OmegaConf.to_yaml(OmegaConf.create(config)))
     (directory / "summary.json").unlink(missing_ok=True)  # of what is about to be done again, or of fewer updates
-    if begins:
+    if step == 0:
         note_origins(config, directory)
     loggers: Any = trainer.loggers  # train/runs/loggers.py
     for logger in loggers:

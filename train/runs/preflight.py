@@ -19,7 +19,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from train import ranks
 from train.ranks import say
-from train.runs.building import batches_of_update, build, make_task, make_trainer, prepare_folder, task_class
+from train.runs.building import batches_of_update, make_data, make_task, make_trainer, prepare_folder, task_class
 from train.runs.nonfinite import Diverged, trained
 from train.runs.rundir import RUNS, lock, release
 from train.runs.times import PARTS, StepTimes
@@ -76,12 +76,12 @@ def preflight(config: dict[str, Any]) -> None:
     try:
         trainer = make_trainer(short)
         task = make_task(short, trainer)
-        data: L.LightningDataModule = build(config["data"])
+        data = make_data(config)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         measure = Measure(next(callback for callback in callbacks if isinstance(callback, StepTimes)))
         callbacks.append(measure)
         activations = count_activations(task)
-        prepare_folder(short, directory, trainer, 0, begins=True)
+        prepare_folder(short, directory, trainer, 0)
         trainer.fit(task, datamodule=data)
         if trainer.is_global_zero:
             say(report(config, task, trainer, measure, window, sum(activations.values())))

@@ -32,10 +32,7 @@ class AdversarialTask(RestorationTask):
     adversary: Adversary
 
     offers = RestorationTask.offers | {"fake_logits", "fake_features", "real_features"}
-    kept = (
-        *RestorationTask.kept,
-        *(f"adversary.discriminators.*.{part}" for part in ("network", "part", "optimizer._target_")),
-    )
+    kept = (*RestorationTask.kept, "adversary")
     reads = frozenset({"components", "real"})
 
     @staticmethod
@@ -116,10 +113,10 @@ class AdversarialTask(RestorationTask):
             raise ValueError("trainer=fsdp trains no discriminators: choose trainer=ddp")
 
     def configure_optimizers(self) -> Any:
-        generator = self.make_optimizer()
+        generator = self.optimizer(params=[p for p in self.network.parameters() if p.requires_grad])
         pairs = [(generator, self.schedule(optimizer=generator))]
         for each in self.adversary.discriminators.values():
-            optimizer = each.make_optimizer(params=list(each.network.named_parameters()))
+            optimizer = each.make_optimizer(params=list(each.network.parameters()))
             pairs.append((optimizer, each.make_schedule(optimizer=optimizer)))
         return [{"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule}} for optimizer, schedule in pairs]
 
@@ -253,8 +250,7 @@ class AdversarialTask(RestorationTask):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        if state := checkpoint["discriminator_scaler"]:  # none of another run that needed no scaler
-            self.scaler.load_state_dict(state)
+        self.scaler.load_state_dict(checkpoint["discriminator_scaler"])
 
 
 def _parameter(network: nn.Module, path: str, term: str) -> nn.Parameter:

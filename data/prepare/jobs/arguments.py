@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from pydantic import TypeAdapter, ValidationError
 
 from data.prepare.jobs.work import Stopped
+from data.sources.shown import printable
 
 Command = Callable[..., int]
 PROGRAM = "python -m data.prepare"
@@ -58,7 +59,7 @@ def main(commands: Mapping[str, Command], arguments: list[str]) -> int:
 
 
 def fail(error: Exception | str, code: int) -> int:
-    print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
+    print("\n".join(f"error: {printable(line)}" for line in str(error).splitlines()), file=sys.stderr)
     return code
 
 
