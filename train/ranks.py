@@ -10,7 +10,7 @@ import lightning as L
 import torch
 import torch.distributed as dist
 from lightning.pytorch.utilities import rank_zero_only
-from torch import Tensor, nn
+from torch import Tensor
 
 T = TypeVar("T")
 
@@ -81,16 +81,15 @@ def of_rank_zero(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def average_gradients(parameters: list[nn.Parameter]) -> None:
-    """Each gradient becomes its mean over all ranks, which must have gradients of the same parameters."""
+def average(tensors: list[Tensor]) -> None:
+    """Each tensor becomes its mean over all ranks, in place and in one exchange; they have the same shapes everywhere."""
     if not connected():
         return
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
     dist.all_reduce(flat)
     flat /= dist.get_world_size()
-    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(mean.view_as(gradient))
+    for tensor, mean in zip(tensors, flat.split([each.numel() for each in tensors]), strict=True):
+        tensor.copy_(mean.view_as(tensor))
 
 
 def decided_by_rank_zero(decide: Callable[[], T]) -> T:

@@ -148,12 +148,13 @@ class AdversarialTask(RestorationTask):
         if plays:
             with self.adversary.trainable():
                 self._discriminator_gradients(batch, made["restored"].detach(), update, per_step)
+        logged = self.logs_this_update  # asked before the generator's step, which ends the update
+        watched = self.adversary.alarm.take() if ends_update else {}
         if ends_update:
-            if plays:
-                self._watch(update)
             self._generator_step()
         if plays and ends_step and (number < first or self.outcome != "dropped"):
-            self._discriminator_steps(alone=number < first)
+            self._discriminator_steps(alone=number < first, averaged=list(watched.values()))
+            self._watch(watched, update, logged)
         if ends_update:
             for config in self.trainer.lr_scheduler_configs:
                 config.scheduler.step()  # type: ignore[call-arg]
@@ -202,10 +203,10 @@ class AdversarialTask(RestorationTask):
             watched["variety"] = fake.float().std(dim=0).mean() / batch["hq"].std(dim=0).mean().clamp(min=1e-6)
         self.adversary.alarm.add(watched)
 
-    def _watch(self, update: int) -> None:
-        """Counts the update in the alarm, however many batches it had."""
-        counts = self.adversary.alarm.watch(update, self.logs_this_update)
-        if self.logs_this_update:
+    def _watch(self, values: dict[str, Tensor], update: int, logged: bool) -> None:
+        """Counts the update in the alarm, on every rank alike. values: none yet within an update."""
+        counts = self.adversary.alarm.watch(values, update, logged)
+        if logged:
             self.row.put({f"alarm/{what}": count for what, count in counts.items()})
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -228,9 +229,12 @@ class AdversarialTask(RestorationTask):
         generators = super().scaler_of(optimizer)
         return self.scaler if generators and optimizer in self.trainer.optimizers[1:] else generators
 
-    def _discriminator_steps(self, alone: bool) -> None:
-        """alone: without the generator, whose step lets train/runs/nonfinite.py look at all gradients."""
-        ranks.average_gradients(list(self.adversary.parameters()))
+    def _discriminator_steps(self, alone: bool, averaged: list[Tensor]) -> None:
+        """alone: without the generator, whose step lets train/runs/nonfinite.py look at all gradients.
+
+        averaged: scalars that become their means over the ranks, on the way of the gradients.
+        """
+        ranks.average([p.grad for p in self.adversary.parameters() if p.grad is not None] + averaged)
         for optimizer in self.trainer.optimizers[1:]:
             self.scaler.unscale_(optimizer)
             self._clip(optimizer)

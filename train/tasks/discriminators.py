@@ -136,13 +136,16 @@ class Alarm(nn.Module):
         """Notes a micro-batch. values: NAME_loss, NAME_gap of each discriminator, and variety; scalars."""
         self._means.add(values)
 
+    def take(self) -> dict[str, Tensor]:
+        """The means over the update's micro-batches on this rank; the next update begins."""
+        return self._means.take()
+
     @torch.no_grad()
-    def watch(self, update: int, logged: bool) -> dict[str, Tensor]:
-        """Counts the update by the means over its micro-batches; in logged updates also says what is wrong.
+    def watch(self, values: dict[str, Tensor], update: int, logged: bool) -> dict[str, Tensor]:
+        """Counts the update by what `take` returned, averaged over the ranks; in logged updates also says what is wrong.
 
         Returns: how many updates in a row each value has been out of range, for the log.
         """
-        values = self._means.take()
         counts = {what: self._count(what, value) for what, value in values.items()}
         if logged:
             for what, count in counts.items():

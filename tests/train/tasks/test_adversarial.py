@@ -21,7 +21,7 @@ from losses.pixel import L1
 from losses.weighted import Loss, LossSet, Scheduled
 from train.runs.building import quieten
 from train.runs.nonfinite import Diverged, NonFiniteGuard
-from train.tasks import row
+from train.tasks import adversarial, row
 from train.tasks.adversarial import AdversarialTask
 from train.tasks.discriminators import Adversary, Alarm, Discriminator
 from train.tasks.validation import Validation
@@ -450,13 +450,30 @@ def test_the_alarm_counts_updates_and_not_micro_batches() -> None:
     won.adversary.discriminators["image"].network = Rigged(real=40.0, fake=-40.0)
     rows = fit(won, 2, 3, accumulate=4)
     assert [row["alarm/image_gap"] for row in rows] == [1, 2, 3]
-    mixed = task(d_optimizer=frozen, alarm=quiet_alarm(gap=(-1, 30)))
-    mixed.adversary.alarm.add({"image_gap": torch.tensor(80.0)})
-    for _ in range(3):
-        mixed.adversary.alarm.add({"image_gap": torch.tensor(4.0)})
-    assert mixed.adversary.alarm.watch(1, logged=False)["image_gap"] == 0
-    mixed.adversary.alarm.add({"image_gap": torch.tensor(80.0)})
-    assert mixed.adversary.alarm.watch(2, logged=False)["image_gap"] == 1, "the update before counts no more"
+    alarm = task(d_optimizer=frozen, alarm=quiet_alarm(gap=(-1, 30))).adversary.alarm
+    for gap in (80.0, 4.0, 4.0, 4.0):
+        alarm.add({"image_gap": torch.tensor(gap)})
+    assert alarm.watch(alarm.take(), 1, logged=False)["image_gap"] == 0
+    alarm.add({"image_gap": torch.tensor(80.0)})
+    assert alarm.watch(alarm.take(), 2, logged=False)["image_gap"] == 1, "the update before counts no more"
+
+
+def test_the_alarm_watches_the_mean_over_the_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other rank's gap is 4: with 80 the mean is 42, outside of [-1, 30], and with 40 it is 22, within."""
+    exchanges = []
+
+    def average(tensors: list[Tensor]) -> None:
+        exchanges.append([each.ndim for each in tensors].count(0))
+        for each in tensors:
+            if not each.ndim:
+                each.copy_((each + 4) / 2)
+
+    monkeypatch.setattr(adversarial.ranks, "average", average)
+    for logit, wanted in ((40.0, [1, 2, 3]), (20.0, [0, 0, 0])):
+        made = task(d_optimizer=partial(torch.optim.SGD, lr=0.0), alarm=quiet_alarm(gap=(-1, 30)), steps_per_update=2)
+        made.adversary.discriminators["image"].network = Rigged(real=logit, fake=-logit)
+        assert [row["alarm/image_gap"] for row in fit(made, 4, 3)] == wanted
+    assert exchanges == [0, 3] * 6, "one for each step; loss, gap and variety with the last of an update"
 
 
 def test_a_row_is_the_mean_over_the_micro_batches() -> None:
