@@ -15,6 +15,7 @@ from models.kernels import laid_out
 from models.stylegan2 import GAIN, ConvLayer, Resampler, activated
 
 PARTS = ("left_eye", "right_eye", "mouth")
+TEMPLATE_PX = 512  # side of the aligned faces that sizes in pixels are published for
 
 
 def mirrored(components: Tensor, width_px: int) -> Tensor:
@@ -55,8 +56,8 @@ def cut(images: Tensor, boxes: Tensor, side_px: int) -> Tensor:
 class Part(nn.Module):
     """Cuts one part out of each image, as its discriminator sees it.
 
-    Args: component: which part. side_px: side of the cut, see `cut`; below 4 the discriminator has no pixel left.
-          eye_enlarge: see `boxes_of`.
+    Args: component: which part. eye_enlarge: see `boxes_of`.
+          side_px: side of the cut for images that are 512 px wide, as published; of others in proportion.
     """
 
     def __init__(
@@ -70,8 +71,18 @@ class Part(nn.Module):
         self.number, self.side_px, self.eye_enlarge = PARTS.index(component), side_px, eye_enlarge
 
     def forward(self, images: Tensor, components: Tensor) -> Tensor:
-        """(b, c, h, w) and (b, 3, 3) to (b, c, side_px, side_px)."""
-        return cut(images, boxes_of(components, eye_enlarge=self.eye_enlarge)[:, self.number], self.side_px)
+        """(b, c, h, w) and (b, 3, 3) to (b, c, side, side), side being side_px * w / 512, rounded.
+
+        Raises: ValueError: that is below 4 px, where the discriminator has no pixel left.
+        """
+        width = images.shape[-1]
+        side = round(self.side_px * width / TEMPLATE_PX)
+        if side < 4:
+            raise ValueError(
+                f"part.side_px={self.side_px} at 512 px leaves {side} px of the {PARTS[self.number]} in images {width} px "
+                "wide, and its discriminator needs 4: choose a larger data.size, or model=gfpgan_simple, which has no parts"
+            )
+        return cut(images, boxes_of(components, eye_enlarge=self.eye_enlarge)[:, self.number], side)
 
 
 class FacialComponentDiscriminator(nn.Module):

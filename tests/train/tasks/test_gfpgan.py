@@ -31,7 +31,6 @@ SIDE = 32
 NARROW = 1 / 32
 PRIOR: dict[str, Any] = {"out_size": SIDE, "num_style_feat": 16, "num_mlp": 1, "channel_multiplier": 1, "narrow": NARROW}
 NETWORK = [f"network.{key}={value}" for key, value in PRIOR.items()]
-PART_PX = {"left_eye": 8, "right_eye": 8, "mouth": 12}
 RUN = [
     *("data.val_images=2", "data.batch_size=2", "data.num_workers=0", "validation.lpips=null", "checkpoint.every_n_steps=2"),
     *("trainer.max_steps=3", "trainer.val_check_interval=3", "trainer.log_every_n_steps=1", "trainer.accelerator=cpu"),
@@ -40,7 +39,6 @@ RUN = [
 ]
 FULL = [
     *RUN,
-    *(f"adversary.discriminators.{part}.part.side_px={side}" for part, side in PART_PX.items()),
     "loss.terms.id.embedder.network.layers=[1,1,1,1]",
 ]
 
@@ -277,7 +275,7 @@ def test_a_part_is_cut_from_hqs_where_there_are_other_clean_faces() -> None:
     batch: Any = {"hq": hq, "real": real, "components": components}
     nothing: dict[str, Any] = {"optimizer": None, "schedule": None, "ckpt": None}
     loss = LossSet(terms={"gan": Discriminate(weight=1.0, kind="vanilla")})
-    part_ = Part(component="mouth", side_px=12, eye_enlarge=1.4)
+    part_ = Part(component="mouth", side_px=12 * 512 // SIDE, eye_enlarge=1.4)
     of_part = Discriminator(network=torch.nn.Identity(), part=part_, loss=loss, **nothing)
     judged = of_part.judge(1, batch, fake)
     box = boxes_of(components, eye_enlarge=1.4)[:, 2]
@@ -285,6 +283,18 @@ def test_a_part_is_cut_from_hqs_where_there_are_other_clean_faces() -> None:
     assert torch.equal(judged["fake_logits"], cut(fake, box, 12))
     whole = Discriminator(network=torch.nn.Identity(), part=None, loss=loss, **nothing)
     assert torch.equal(whole.judge(1, batch, fake)["real_logits"], real)
+
+
+def test_parts_follow_the_size_of_the_image() -> None:
+    """What is published for 512 px is the same part of a face at any other."""
+    for width, eye, mouth in ((512, 80, 120), (1024, 160, 240), (256, 40, 60), (SIDE, 5, 8)):
+        components = torch.tensor([[[0.4, 0.5, 0.08], [0.6, 0.5, 0.08], [0.5, 0.7, 0.12]]]) * width
+        images = torch.zeros(1, 1, width, width)
+        for component, px, wanted in (("left_eye", 80, eye), ("mouth", 120, mouth)):
+            part_: Any = Part(component=component, side_px=px, eye_enlarge=1.4)  # type: ignore[arg-type]
+            assert part_(images, components).shape == (1, 1, wanted, wanted)
+    with pytest.raises(ValueError, match="leaves 2 px of the left_eye in images 16 px wide, and its discriminator needs 4"):
+        Part(component="left_eye", side_px=80, eye_enlarge=1.4)(torch.zeros(1, 1, 16, 16), components)
 
 
 def test_noise_follows_from_the_sample_alone() -> None:
