@@ -299,6 +299,50 @@ def test_onecycle_moves_the_learning_rate_alone() -> None:
     assert rates[-1] == pytest.approx(1e-3 / 25 / 1e4), "torch's final_div_factor"
 
 
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        (["model=gfpgan_ffhq", "init.ckpt=a"], "image"),
+        (["model=gfpgan_ffhq", "init.ckpt=a"], "mouth"),
+        (["model=elan_enhance"], "image"),
+        (["experiment=codeformer_official_stage1"], "image"),
+        (["experiment=codeformer_official_stage3", "init.stage1=a", "init.stage2=a"], "image"),
+    ],
+)
+def test_onecycle_takes_each_optimizer_to_its_own_learning_rate(given: list[str], name: str) -> None:
+    """The generator to 1e-3, a discriminator that follows its schedule to 2e-5, at the same update."""
+    own = f"adversary.discriminators.{name}"
+    more = ["schedule=onecycle", "~schedule.eta_min", "~schedule.milestones", "~schedule.gamma"]
+    present = compose([*given, "data.root=a"])["schedule"]
+    more = [each for each in more if each[0] != "~" or each.rpartition(".")[2] in present]
+    config = check(
+        compose([*given, *more, "data.root=a", "trainer.max_steps=50", "optimizer.lr=1e-3", f"{own}.optimizer.lr=2e-5"])
+    )
+    sides = (config, config["adversary"]["discriminators"][name])
+    optimizers = [build(side["optimizer"])(params=[torch.nn.Parameter(torch.zeros(1))]) for side in sides]
+    schedules = [build(side["schedule"])(optimizer=each) for side, each in zip(sides, optimizers, strict=True)]
+    rates: list[list[float]] = [[], []]
+    for update in range(50):
+        for rate, optimizer, schedule in zip(rates, optimizers, schedules, strict=True):
+            rate.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            if update < 49:
+                schedule.step()
+    assert [max(each) for each in rates] == pytest.approx([1e-3, 2e-5])
+    assert [each.index(max(each)) for each in rates] == [4, 4], "pct_start=0.1 of 50 updates"
+    assert rates[1] == pytest.approx([each / 50 for each in rates[0]])
+
+
+def test_a_cosine_that_would_rise_is_refused(cli: Cli) -> None:
+    own = "adversary.discriminators.image.optimizer.lr"
+    code, printed = cli("experiment=codeformer_official_stage1", "data.root=a", f"{own}=1e-5")
+    assert code == 1
+    assert f"{own}=1e-05 would rise to schedule.eta_min=6e-05: set schedule.eta_min=0, or {own} above it" in printed
+    code, printed = cli("experiment=aiialab_swinir_dtbfr", "init.ckpt=a", "data.root=a", "optimizer.lr=1e-6")
+    assert code == 1
+    assert "optimizer.lr=1e-06 would rise to schedule.eta_min=5e-06" in printed
+
+
 @pytest.mark.parametrize("trainer", names("trainer"))
 def test_a_trainer_preset_composes(cli: Cli, trainer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_NNODES", "2")

@@ -70,7 +70,6 @@ RANGES: dict[str, Any] = {
     "trainer.accelerator": Literal["auto", "cpu", "gpu", "cuda", "mps"],
     "schedule.factor": Annotated[float, Interval(ge=0, le=1)],
     "schedule.gamma": Annotated[float, Gt(0)],
-    "schedule.pct_start": Annotated[float, Interval(ge=0, le=1)],
 }
 
 # Arguments of lightning.Trainer that the run sets itself, or that would read the same samples again.

@@ -15,6 +15,7 @@ from losses.weighted import LossSet
 from models.files import official
 from train.ranks import say
 from train.tasks.row import Means
+from train.tasks.schedules import schedule_mistakes
 
 OFFERS = frozenset({"real", "fake", "real_logits", "fake_logits"})  # tensors that terms of a discriminator's loss may name
 
@@ -218,10 +219,12 @@ class Adversary(nn.Module):
 
     @classmethod
     def mistakes(cls, config: dict[str, Any]) -> Iterator[str]:
-        """A generator that never begins. See RestorationTask.mistakes."""
+        """A generator that never begins, a learning rate that would rise. See RestorationTask.mistakes."""
         waits, updates = config["adversary"]["generator_start_step"], config["trainer"]["max_steps"]
         if waits >= updates:
             yield f"adversary.generator_start_step={waits}: trainer.max_steps={updates} ends before the generator begins"
+        for name, each in config["adversary"]["discriminators"].items():
+            yield from schedule_mistakes(f"adversary.discriminators.{name}.optimizer", each["schedule"], each["optimizer"])
 
     @property
     def networks(self) -> dict[str, nn.Module]:

@@ -24,6 +24,7 @@ from train.tasks.calling import Branching, check_arguments, named_outputs, outpu
 from train.tasks.draws import ModuleDraws
 from train.tasks.ema import EMA
 from train.tasks.row import Row
+from train.tasks.schedules import schedule_mistakes
 from train.tasks.start import start_mistakes
 from train.tasks.validation import Validation, check_scale
 
@@ -107,6 +108,7 @@ class RestorationTask(L.LightningModule):
         train/jobs/config.py asks before anything is built or read. Subclasses add what they know.
         """
         yield from start_mistakes(config)
+        yield from schedule_mistakes("optimizer", config["schedule"], config["optimizer"])
         for name, column in config["data"].get("columns", {}).items():
             if name not in cls.reads and column["path"] is not None:
                 yield f"{column['key']}={column['path']}: {cls.__name__} trains without: set {column['key']}=null"
