@@ -17,8 +17,10 @@ from transformers.utils.logging import disable_progress_bar
 
 from models.diffusion import ldm
 from models.diffusion.schedule import TIMESTEPS, Prediction
-from models.files.family import CheckpointError
+from models.files.family import CheckpointError, shown
+from models.files.folders import check_size, settings, settings_of
 from models.files.official import read
+from models.files.sizes import on_paper
 
 HEAD_WIDTH = 64  # channels of an attention head, in all of Stable Diffusion 2's networks; no key tells
 UNET, VAE, TEXT, TEXT_SD1 = (
@@ -171,10 +173,10 @@ def load(path: str | Path, *, prediction: Prediction, tokenizer: str | Path | No
         parts = _from_folder(path, prediction) if path.is_dir() else _from_file(path)
         words = Path(tokenizer) if tokenizer is not None else path / "tokenizer"
         return StableDiffusion(**parts, tokenizer=read_tokenizer(words) if tokenizer is not None or words.is_dir() else None)
-    except CheckpointError:
+    except (CheckpointError, OSError):
         raise
-    except (ValueError, KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{path} is not Stable Diffusion 2.1-base: {error}") from error
+    except Exception as error:  # a stranger's settings, keys and shapes raise nearly anything
+        raise CheckpointError(f"{path} is not Stable Diffusion 2.1-base: {shown(str(error), 1000)}") from error
 
 
 def load_autoencoder(path: str | Path) -> StableDiffusion:
@@ -184,8 +186,8 @@ def load_autoencoder(path: str | Path) -> StableDiffusion:
         raise FileNotFoundError(f"{path} does not exist: give Stable Diffusion 2.1-base, a diffusers folder or a single file")
     try:
         vae = _part_of_folder(path, "vae", AutoencoderKL) if path.is_dir() else _autoencoder(_group(read(path).state, VAE))
-    except (ValueError, KeyError, RuntimeError, OSError) as error:
-        raise CheckpointError(f"{path} holds no autoencoder of Stable Diffusion: {error}") from error
+    except Exception as error:  # a stranger's settings, keys and shapes raise nearly anything
+        raise CheckpointError(f"{path} holds no autoencoder of Stable Diffusion: {shown(str(error), 1000)}") from error
     nothing: Any = None
     return StableDiffusion(unet=nothing, vae=vae, text_encoder=nothing, tokenizer=None)
 
@@ -211,11 +213,9 @@ def _from_folder(path: Path, prediction: Prediction) -> dict[str, Any]:
                 f"{path} has no {name}/config.json: a diffusers folder of Stable Diffusion 2.1-base has unet/, vae/ and "
                 "text_encoder/"
             )
-        configs[name] = json.loads(file.read_text(encoding="utf-8"))
+        configs[name] = settings(file)
     scheduler = path / "scheduler" / "scheduler_config.json"
-    predicted = (
-        json.loads(scheduler.read_text(encoding="utf-8")).get("prediction_type", "epsilon") if scheduler.is_file() else None
-    )
+    predicted = settings(scheduler).get("prediction_type", "epsilon") if scheduler.is_file() else None
     _check_unet(configs["unet"], configs["text_encoder"]["hidden_size"])
     if configs["unet"].get("sample_size") == 96:
         raise ValueError("its UNet is made for images of 768 (Stable Diffusion 2.1, which predicts v); take 2.1-base")
@@ -233,12 +233,19 @@ def _part_of_folder(path: Path, name: str, kind: Any) -> Any:
     there = {file.name.removesuffix(".index.json") for file in (path / name).iterdir()}  # of shards there is an index
     if not {safe, pickled} & there:
         raise ValueError(f"{name}/ has neither {safe} nor {pickled}: fetch one of them, and no variant such as fp16 alone")
+    weights: dict[str, Tensor] = {}
     if safe not in there:
         for file in (path / name).glob(f"{Path(pickled).stem}*.bin"):
-            read(file)  # diffusers runs no code of it either, but this says why a file is refused
+            weights |= read(file).state  # diffusers runs no code of it either, but this says why a file is refused
     options: dict[str, Any] = {"local_files_only": True, "use_safetensors": safe in there, "output_loading_info": True}
-    own = {"dtype": torch.float32} if kind is CLIPTextModel else {"torch_dtype": torch.float32, "low_cpu_mem_usage": False}
-    part, report = kind.from_pretrained(path / name, **options, **own)
+    if kind is CLIPTextModel:
+        known = settings_of(CLIPTextConfig, path / name)
+        check_size(path / name, lambda: CLIPTextModel(CLIPTextConfig(**known)), weights)
+        options |= {"config": CLIPTextConfig(**known), "attn_implementation": "sdpa", "dtype": torch.float32}
+    else:
+        check_size(path / name, lambda: kind(**settings_of(kind, path / name)), weights)
+        options |= {"torch_dtype": torch.float32, "low_cpu_mem_usage": False}
+    part, report = kind.from_pretrained(path / name, **options)
     odd = [f"{what}: {key}" for what in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in report[what]]
     if odd := [each for each in odd if not each.endswith("position_ids")]:
         raise ValueError(f"{name}/ does not fit its config.json ({len(odd)} keys, the first is of {odd[0]})")
@@ -258,7 +265,7 @@ def _from_file(path: Path) -> dict[str, Any]:
             raise ValueError(f"it has no {what}: no key begins with {prefix}; take the full checkpoint, not the UNet's alone")
     text = ldm.text_config(shapes[TEXT], HEAD_WIDTH)
     _check_unet(unet, text["hidden_size"])
-    with torch.device("meta"):  # the weights come from the file, so drawing them would be lost time
+    with on_paper(state):  # the weights come from the file, so drawing them would be lost time
         parts: dict[str, Any] = {
             "unet": UNet2DConditionModel(**unet),
             "text_encoder": CLIPTextModel(CLIPTextConfig(**text)),
@@ -280,7 +287,7 @@ def _group(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def _autoencoder(state: dict[str, Tensor]) -> Any:
     config = ldm.vae_config({key: tuple(value.shape) for key, value in state.items()})
-    with torch.device("meta"):
+    with on_paper(state):
         vae: Any = AutoencoderKL(**config)
     _fill(vae, ldm.to_diffusers(state, ldm.vae_names(config), "its autoencoder"), "vae")
     return vae

@@ -30,7 +30,7 @@ class Folder:
     """Another library's folder form of a network, with a config.json that names the library's class.
 
     Args:    of: that class. holds: the network, in words.
-             read: the network of a folder. Raises OSError, RuntimeError, ValueError or KeyError for one that can't be read.
+             read: the network of a folder. Raises for one that can't be read.
              write: makes the folder. arguments: of the constructor, of a network that was read.
     """
 

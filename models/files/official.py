@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from models.files.families import FAMILIES, Recognised, family_of, full_state, is_known, recognise
 from models.files.family import Arguments, CheckpointError, Folder, class_path, first, shown
+from models.files.folders import settings
 from models.files.sizes import check_archive, check_stored, is_argument, on_paper
 
 Form = Literal["official", "safetensors", "diffusers"]
@@ -116,11 +117,11 @@ def _folders() -> dict[str, Folder]:
 def _read_diffusers(path: Path) -> Checkpoint:
     folders = _folders()
     try:
-        of = json.loads((path / "config.json").read_text(encoding="utf-8")).get("_class_name")
+        of = str(settings(path / "config.json").get("_class_name"))
         if of not in folders:
-            raise ValueError(f"its config.json is of {of}, not of {' or '.join(folders)}")
+            raise ValueError(f"its config.json is of {shown(of)}, not of {' or '.join(folders)}")
         network = folders[of].read(path)
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
+    except Exception as error:  # a stranger's settings raise nearly anything
         what = " or ".join(folder.holds for folder in folders.values())
         raise CheckpointError(f"{path} is not a {what} as `export --format diffusers` writes it: {error}") from error
     recorded = {"_target_": class_path(type(network)), **folders[of].arguments(network)}

@@ -29,7 +29,7 @@ def is_argument(name: object, value: object) -> bool:
 def on_paper(state: Mapping[str, Tensor]) -> Iterator[None]:
     """A context in which networks are made without memory (torch's meta device), as long as they suit the weights of a file.
 
-    Raises: CheckpointError when a network has got many more parts or values than `state`.
+    Raises: ValueError when a network has got many more parts or values than `state`.
     """
     parts = len(state) + SPARE_PARTS
     values = sum(value.numel() for value in state.values()) + SPARE
@@ -38,7 +38,7 @@ def on_paper(state: Mapping[str, Tensor]) -> Iterator[None]:
         nonlocal parts, values
         parts, values = parts - 1, values - (0 if value is None else value.numel())
         if parts < 0 or values < 0:
-            raise CheckpointError(
+            raise ValueError(
                 f"the network that it asks for is larger than its {len(state)} tensors of "
                 f"{sum(value.numel() for value in state.values()):,} values (at {name!r})"
             )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from models.diffusion import ldm
 from models.diffusion.ircontrolnet import IRControlNet
 from models.files.family import Arguments, Family, Folder, Shapes, state_of
+from models.files.folders import check_size, settings_of
 
 EMBEDDING = "controlnet_cond_embedding"  # of the condition, in diffusers
 
@@ -111,6 +112,7 @@ def read_diffusers(folder: Path) -> IRControlNet:
     """
     from diffusers import ControlNetModel
 
+    check_size(folder, lambda: ControlNetModel(**settings_of(ControlNetModel, folder)))
     options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "low_cpu_mem_usage": False}
     made, report = ControlNetModel.from_pretrained(folder, output_loading_info=True, **options)
     if odd := [key for keys in report.values() for key in keys]:
