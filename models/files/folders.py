@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.files.family import CheckpointError, shown
 from models.files.sizes import on_paper
@@ -46,7 +46,7 @@ def known(make: Callable[..., object]) -> Collection[str]:
     return vars(make).get("__annotations__") or list(inspect.signature(make).parameters)
 
 
-def check_size(folder: Path, make: Callable[[], nn.Module], pickled: Mapping[str, Tensor] | None = None) -> None:
+def check_size(folder: Path, make: Callable[[], object], pickled: Mapping[str, Tensor] | None = None) -> None:
     """Makes the network without memory, as far as the weights of the folder reach: safetensors files and `pickled`.
 
     Raises: CheckpointError: the network is larger, can't be made, or its weights are looked for elsewhere.

@@ -20,6 +20,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from secrets import token_hex
 from typing import Any, Literal, NoReturn
 
 import torch
@@ -292,7 +293,8 @@ def nested(
 
 def write(path: Path, save: Callable[[Path], None]) -> None:
     """Let `save` write a temporary file beside path, flush it to the disk, and put it in place in one step."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Nobody who hands on a run folder can have put a link under this name.
+    temporary = path.with_name(f".{path.name}.{token_hex(8)}.tmp")
     try:
         save(temporary)
         with temporary.open("rb+") as file:
@@ -437,7 +439,7 @@ def _save(content: object, path: Path) -> None:
 
 def _save_folder(save: Callable[[Path], None], folder: Path) -> None:
     """As `write`, of a folder."""
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary = folder.with_name(f".{folder.name}.{token_hex(8)}.tmp")
     try:
         save(temporary)
         os.rename(temporary, folder)

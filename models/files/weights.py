@@ -9,12 +9,14 @@ All are in weights/catalog.yaml.
 
 import argparse
 import difflib
+import errno
 import fcntl
 import hashlib
 import http.client
 import os
 import re
 import shlex
+import stat
 import sys
 import time
 import urllib.error
@@ -149,7 +151,7 @@ def fetch(entry: Entry, directory: Path) -> str:
         raise ValueError(f"{entry.name} has no address for programs: get {entry.file} from {entry.page} and put it at {path}")
     directory.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
-    with part.open("ab", buffering=0) as file:  # unbuffered, so that the write itself fails on a full disk
+    with _open_part(part) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -169,6 +171,29 @@ def fetch(entry: Entry, directory: Path) -> str:
         os.fsync(file.fileno())
         os.replace(part, path)
     return f"{path}: {path.stat().st_size:,} bytes, {words}; licence: {entry.licence}"
+
+
+def _open_part(part: Path) -> BinaryIO:
+    """The part to go on with, or a new one; unbuffered, so that the write itself fails on a full disk.
+
+    Raises: ValueError: it is a link, or no file, so that what is downloaded would go elsewhere.
+    """
+
+    def opener(path: str, flags: int) -> int:
+        return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+
+    refusal = f"{part} is a link or no file, so that what is downloaded would go elsewhere: remove it"
+    try:
+        file = open(part, "ab", buffering=0, opener=opener)  # noqa: SIM115  # the caller closes it
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+            raise ValueError(refusal) from error
+        raise
+    found = os.fstat(file.fileno())
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+        file.close()
+        raise ValueError(refusal)
+    return file
 
 
 def _download(url: str, part: Path, file: BinaryIO) -> None:

@@ -241,3 +241,18 @@ def test_what_was_around_the_weights_is_shown_as_escapes(tmp_path: Path, capsys:
         CheckpointError, match=r"has no 'ema' weights, only: state_dict, adversary\.discriminators\.\\x1b\[2J\."
     ):
         read(tmp_path / "loud.pth", "ema")
+
+
+@pytest.mark.parametrize(("form", "name"), [("official", "a.pth"), ("safetensors", "a.safetensors")])
+def test_an_export_follows_no_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: Any, name: str) -> None:
+    """A name that could be told beforehand, such as one with the process's number, could be a link of the folder's."""
+    seen: list[Path] = []
+    put = os.replace
+    monkeypatch.setattr(os, "replace", lambda temporary, path: (seen.append(Path(temporary)), put(temporary, path)))
+    torch.save(filled().state_dict(), tmp_path / "x.pth")
+    (tmp_path / name).symlink_to(tmp_path / "outside")
+    for _ in range(2):
+        official.export(tmp_path / "x.pth", tmp_path / name, form)
+    assert len({each.name for each in seen}) == 2
+    assert not (tmp_path / "outside").exists()
+    assert not (tmp_path / name).is_symlink()

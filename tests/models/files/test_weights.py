@@ -170,6 +170,32 @@ def test_two_processes_do_not_write_one_part(server: Server, tmp_path: Path) -> 
     assert server.requests == []
 
 
+@pytest.mark.parametrize("how", ["link", "dangling", "hard link", "pipe", "folder"])
+def test_nothing_is_written_elsewhere(server: Server, tmp_path: Path, how: str) -> None:
+    outside, folder = tmp_path / "outside", tmp_path / "weights"
+    folder.mkdir()
+    if how in ("link", "hard link"):
+        outside.write_text("mine")
+    part = folder / "toy.bin.part"
+    if how == "hard link":
+        part.hardlink_to(outside)
+    elif how == "pipe":
+        os.mkfifo(part)
+    elif how == "folder":
+        part.mkdir()
+    else:
+        part.symlink_to(outside)
+    with pytest.raises(ValueError, match=r"toy\.bin\.part is a link or no file, so that what is downloaded would go elsewhere"):
+        weights.fetch(entry(server, "/whole"), folder)
+    assert (outside.read_text() if outside.exists() else None) == ("mine" if how in ("link", "hard link") else None)
+    assert server.requests == []
+    part.rmdir() if how == "folder" else part.unlink()  # as the sentence says
+    (folder / "toy.bin").symlink_to(tmp_path / "nowhere")  # a name that leads nowhere is replaced, and not followed
+    weights.fetch(entry(server, "/whole"), folder)
+    assert (folder / "toy.bin").read_bytes() == BYTES
+    assert not (tmp_path / "nowhere").exists()
+
+
 def test_without_a_hash_it_must_open(server: Server, tmp_path: Path) -> None:
     said = weights.fetch(entry(server, "/weights", sha256=None, file="toy.pth"), tmp_path)
     assert (tmp_path / "toy.pth").read_bytes() == WEIGHTS
