@@ -41,7 +41,7 @@ class Record:
         """In one step: another process never reads half of it."""
         content = {"settings": self.settings, "weights": self.weights, "input": self.input}
         partial = self.folder / f".{NAME}.{os.getpid()}"
-        partial.write_text(json.dumps(content, indent=1) + "\n")
+        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         os.replace(partial, self.folder / NAME)
 
 
@@ -51,7 +51,7 @@ def read(folder: Path) -> Record | None:
     if not path.exists():
         return None
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         return Record(content["settings"], content["weights"], content["input"], folder)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} can't be read ({error}): give another folder, or overwrite=true") from error

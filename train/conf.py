@@ -10,7 +10,7 @@ CONF = Path(__file__).parents[1] / "conf"
 
 def groups() -> list[str]:
     """Names that train.py can choose in: model=NAME, task=NAME, data=NAME …"""
-    listed = safe_load((CONF / "train.yaml").read_text())["defaults"]
+    listed = safe_load((CONF / "train.yaml").read_text(encoding="utf-8"))["defaults"]
     return sorted(name for each in listed if isinstance(each, dict) for name in each if not name.startswith("override "))
 
 
@@ -40,6 +40,6 @@ def first_comment(file: Path) -> str:
 
 def comments(*files: Path) -> dict[str, str]:
     """Key at the top of these files -> the comment on its line."""
-    lines = (line for file in files for line in file.read_text().splitlines())
+    lines = (line for file in files for line in file.read_text(encoding="utf-8").splitlines())
     found = (re.fullmatch(r"([a-z]\w*):.*\s#\s*(.*)", line) for line in lines)
     return {match[1]: match[2] for match in found if match}
