@@ -7,10 +7,7 @@ from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Le
 
-from data.prepare.jobs.files import encode, output_stems, read_photo, write_bytes, write_csv
-from data.prepare.jobs.records import Record, Shard
-from data.prepare.jobs.work import listing, run
-from data.prepare.landmarks import (
+from data.landmarks import (
     PRELOAD,
     TEMPLATE,
     TEMPLATE_SIDE,
@@ -23,6 +20,9 @@ from data.prepare.landmarks import (
     similarity,
     warp,
 )
+from data.prepare.jobs.files import encode, output_stems, read_photo, write_bytes, write_csv
+from data.prepare.jobs.records import Record, Shard
+from data.prepare.jobs.work import listing, run
 
 POINTS = ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")
 COLUMNS = (
@@ -37,7 +37,7 @@ def align(
     out: Path,
     size: Annotated[int, Ge(16)] = 512,
     largest: bool = False,
-    detector: DetectorName = "mtcnn",
+    detector: DetectorName = "mobile",
     weights: Path | None = None,
     min_face_px: Annotated[float, Gt(0)] = 32,
     min_confidence: Annotated[float, Ge(0), Le(1)] = 0.9,
@@ -57,7 +57,7 @@ def align(
         out: folder for the crops, with the same subfolders
         size: side of a crop in pixels
         largest: only the largest face of a photograph
-        detector: mtcnn comes with its weights; retinaface needs the package facexlib and weights=
+        detector: mobile (a small RetinaFace) and the slow mtcnn come with their weights; retinaface needs facexlib and weights=
         weights: RetinaFace's file, such as detection_Resnet50_Final.pth
         min_face_px: smaller faces are left out; height of the face in the photograph in pixels
         min_confidence: less certain faces are left out; 0 to 1

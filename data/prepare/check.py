@@ -15,10 +15,10 @@ from annotated_types import Ge, Gt, Le
 
 from data.duplicates import MAX_DISTANCE_BITS, near_duplicates, perceptual_hash
 from data.images import decode
+from data.landmarks import PRELOAD, TEMPLATE, TEMPLATE_SIDE, Face, detector, scale_of, similarity
 from data.prepare.jobs.files import read_bytes, write_csv, write_text
 from data.prepare.jobs.records import Record, Shard
 from data.prepare.jobs.work import Work, listing, run
-from data.prepare.landmarks import PRELOAD, TEMPLATE, TEMPLATE_SIDE, Face, detector, scale_of, similarity
 
 Kind = Literal["corrupt", "small", "grey", "duplicate", "no_face", "off_centre", "misaligned"]
 KINDS: tuple[Kind, ...] = ("corrupt", "small", "grey", "duplicate", "no_face", "off_centre", "misaligned")
@@ -217,7 +217,7 @@ def middle_512(photo: np.ndarray) -> np.ndarray:
 
 def template_face(crop: np.ndarray) -> Face | None:
     """The face of a (512, 512, 3) crop that lies nearest to the template, or None."""
-    faces = detector("mtcnn", None, TEMPLATE_SIDE)(crop, MIN_FACE_PX)
+    faces = detector("mobile", None, TEMPLATE_SIDE)(crop, MIN_FACE_PX)
     return min(faces, key=lambda face: float(np.abs(face.points - TEMPLATE).mean()), default=None)
 
 

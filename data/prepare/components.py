@@ -10,11 +10,11 @@ from annotated_types import Ge, Gt, Le
 
 from data.columns.components import COLUMNS, HASH, hash_of
 from data.columns.names import paths_of
+from data.landmarks import PRELOAD, TEMPLATE, TEMPLATE_SIDE
 from data.prepare.check import middle_512, template_face
 from data.prepare.jobs.files import Unusable, write_csv
 from data.prepare.jobs.records import Record, Shard
 from data.prepare.jobs.work import run, store
-from data.prepare.landmarks import PRELOAD, TEMPLATE, TEMPLATE_SIDE
 from data.reading import read_image
 from data.sources.files import Files
 from data.sources.opening import open_images

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from annotated_types import Ge, Le
 
+from data.landmarks import PRELOAD
 from data.prepare.check import middle_512, template_face
 from data.prepare.jobs.files import read_photo, write_csv, write_text
 from data.prepare.jobs.records import Record, Shard
 from data.prepare.jobs.report import Chart, Tile, page
 from data.prepare.jobs.work import Work, listing, run
-from data.prepare.landmarks import PRELOAD
 
 FACE = (slice(160, 416), slice(128, 384))  # eyes to mouth of the template: sharpness is the face's, not the background's
 FIGURES = ("face_px", "sharpness", "confidence", "spread_px", "quality")

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from skimage.data import astronaut
 
-from data.prepare.landmarks import TEMPLATE, similarity, warp
+from data.landmarks import TEMPLATE, similarity, warp
 
 # eyes, nose, corners of the mouth in the 512x512 photograph, to about a pixel
 LANDMARKS = np.array([[203.9, 99.9], [246.4, 102.0], [224.5, 127.7], [201.4, 139.0], [244.9, 140.8]])

@@ -7,7 +7,7 @@ import torch
 from skimage import data
 from torch import Tensor, nn
 
-from data.prepare.landmarks import TEMPLATE
+from data.landmarks import TEMPLATE
 from losses.identity import (
     ARCFACE_112,
     FFHQ_512,

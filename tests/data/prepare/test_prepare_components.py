@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from data.columns.components import COLUMNS, HASH, Components, read
+from data.landmarks import TEMPLATE, affine, similarity
 from data.prepare.components import components
-from data.prepare.landmarks import TEMPLATE, affine, similarity
 from data.sources.files import ImageFolder
 from tests.data.conftest import LANDMARKS
 from tests.data.prepare.conftest import textured, write

@@ -5,8 +5,8 @@ import pytest
 import torch
 from skimage.transform import SimilarityTransform
 
-from data.prepare import landmarks
-from data.prepare.landmarks import GREY_RGB, TEMPLATE, affine, detector, reduced, share_outside, similarity, warp
+from data import landmarks
+from data.landmarks import GREY_RGB, TEMPLATE, affine, detector, reduced, share_outside, similarity, warp
 
 RNG = np.random.default_rng(0)
 
@@ -74,7 +74,7 @@ def test_retinaface_says_what_is_missing(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="detector=retinaface needs weights=FILE"):
         detector("retinaface", None, 2048)
     monkeypatch.setattr(landmarks.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="needs the package facexlib: uv pip install facexlib, or detector=mtcnn"):
+    with pytest.raises(ValueError, match="needs the package facexlib: uv pip install facexlib, or detector=mobile"):
         detector("retinaface", tmp_path / "weights.pth", 2048)
 
 

