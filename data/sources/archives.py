@@ -10,9 +10,10 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from posixpath import dirname, normpath
 
 from isal import isal_zlib
 
@@ -28,6 +29,7 @@ DAMAGE = (
 )
 MOST_SWOLLEN = 50  # deflate takes photographs to half at best, and zeros to a thousandth
 ALWAYS_UNPACKED = 2**26  # bytes
+MOST_LINKS = 40  # to follow from one path, as Linux does
 Stretch = tuple[str, int, int]  # path of a file in a tar, offset in bytes, size in bytes
 
 
@@ -58,7 +60,7 @@ def swells(packed: int, size: int) -> bool:
 
 
 class ZipImages:
-    """All images in a zip file, sorted by path; stored or deflated, of any size.
+    """All images in a zip file, sorted by path; stored or deflated, of any size. Of several under one name the last counts.
 
     Args:    root: the zip file.
     Raises:  ValueError: it doesn't exist, is no zip file, holds no image, or holds images packed in another way.
@@ -72,7 +74,7 @@ class ZipImages:
         except DAMAGE as error:
             raise ValueError(f"{root} can't be read as a zip file ({error}): is it whole? Copy or pack it again") from error
         tell_left_aside((each.filename for each in inside), root)
-        found = [each for each in inside if is_image(each.filename)]
+        found = list({each.filename: each for each in inside if is_image(each.filename)}.values())  # of one name the last
         if not found:
             raise ValueError(f"{root} holds no image: files that end in {', '.join(SUFFIXES)} are looked for")
         odd = [each.filename for each in found if each.compress_type not in (0, 8) or each.flag_bits & 1]
@@ -223,19 +225,46 @@ def expand_braces(pattern: str) -> list[str]:
 
 
 def files_in_tar(file: Path) -> Sequence[Stretch]:
-    """Every plain file. Raises ValueError: the tar file can't be read to its end."""
-    found, whole = [], file.stat().st_size
+    """Every file, as unpacking would leave them: of several under one name the last, and links as what they lead to.
+
+    Raises:  ValueError: the tar file can't be read to its end, or an image in it is a link to nothing there or has holes.
+    """
+    found: dict[str, tuple[int, int] | str] = {}  # path -> its stretch, or the path that it links to
+    whole = file.stat().st_size
     try:
         with tarfile.open(file, "r:") as archive:
             for each in archive:
                 if each.size < 0:  # would lead back to where it stands, for ever
                     raise tarfile.ReadError(f"the size of what begins at byte {each.offset} is below 0")
+                path, target = each.name.removeprefix("./"), each.linkname.removeprefix("./")
+                if each.isreg() or each.islnk() or each.issym():
+                    found.pop(path, None)
+                if each.isreg() and each.offset_data + each.size > whole:
+                    raise tarfile.ReadError("it ends within a file")
                 if each.isreg():
-                    found.append((each.name.removeprefix("./"), each.offset_data, each.size))
-                    if each.offset_data + each.size > whole:
-                        raise tarfile.ReadError("it ends within a file")
+                    found[path] = "" if each.issparse() else (each.offset_data, each.size)
+                elif each.islnk():
+                    found[path] = found.get(target, target)
+                elif each.issym():
+                    found[path] = normpath(f"{dirname(path)}/{each.linkname}" if dirname(path) else each.linkname)
     except DAMAGE as error:
         raise ValueError(
             f"{file} can't be read as a tar file without compression ({error}): is it whole? Pack a .tar.gz again as .tar"
         ) from error
-    return found
+    places = {path: _followed(path, found) for path in found}
+    if lost := [path for path, place in places.items() if place is None and is_image(path)]:
+        raise ValueError(
+            f"{file} holds images that are links to what is not in it, or are stored with holes ({first_few(lost)}): pack it "
+            "again with tar --dereference --hard-dereference, and without --sparse"
+        )
+    return [(path, *place) for path, place in places.items() if place]
+
+
+def _followed(path: str, found: Mapping[str, tuple[int, int] | str]) -> tuple[int, int] | None:
+    """The stretch that a path of a tar leads to; None: to nothing there, or in a circle."""
+    for _ in range(MOST_LINKS):
+        place = found.get(path)
+        if not isinstance(place, str):
+            return place
+        path = place
+    return None

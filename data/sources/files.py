@@ -55,7 +55,8 @@ class ImageFolder(Files):
 
 
 class FileList(Files):
-    """The files that a text file lists, one path a line, in its order; blank lines and lines that start with # are skipped.
+    """The files that a text file lists, one path a line, in its order; blank lines are skipped, and lines that start with #
+    unless they name a file.
 
     Args:    root: the text file, UTF-8.
              relative_to: folder that the paths start from; None: the one the list lies in.
@@ -70,8 +71,9 @@ class FileList(Files):
             lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").split("\n")]
         except UnicodeDecodeError as error:
             raise ValueError(f"{root} is no text file ({error}): give one path of an image a line") from error
-        paths = [line for line in lines if line and not line.startswith("#")]
-        super().__init__(root=Path(relative_to).expanduser() if relative_to else file.parent, paths=paths)
+        folder = Path(relative_to).expanduser() if relative_to else file.parent
+        paths = [line for line in lines if line and (not line.startswith("#") or (folder / line).is_file())]
+        super().__init__(root=folder, paths=paths)
         if not self.paths:
             raise ValueError(f"{root} lists no image: give one path a line")
         missing = [path for path in self.paths if not (self.root / path).is_file()]

@@ -84,7 +84,9 @@ def split_files(root: str, subset: str | None, split: str, revision: str | None)
     if not found:
         raise ValueError(f"{root} has no data files that can be listed: give data.source.revision=refs/convert/parquet")
     if split not in found:
-        raise ValueError(f"{root} has no split {split}, only {', '.join(map(str, found))}: give data.source.split=NAME")
+        raise ValueError(
+            f"{root} has no split {split}, only {', '.join(map(str, found))}: give data/source=hf data.source.split=NAME"
+        )
     files = [str(file) for file in found[split]]
     if foreign := [file for file in files if not belongs(file, root)]:
         raise ValueError(f"{root} names files that are not its own ({first_few(foreign)}): take them out of its README.md")

@@ -5,7 +5,7 @@ from pathlib import Path
 from data.sources.archives import Shards, TarImages, ZipImages
 from data.sources.files import FileList, ImageFolder
 from data.sources.hub import hugging_face
-from data.sources.listing import entries_of
+from data.sources.listing import SUFFIXES, entries_of
 from data.sources.lmdb_images import LmdbImages
 from data.sources.source import Source
 
@@ -13,18 +13,23 @@ from data.sources.source import Source
 def open_images(*, root: str) -> Source:
     """The source that root is.
 
-    A folder is an LMDB if data.mdb lies in it, shards if .tar files, a Hugging Face data set if .parquet or .arrow files, and
-    else a folder of images; a file is what its suffix says; braces mean shards.
+    A folder is an LMDB if data.mdb lies in it, shards if .tar files, a Hugging Face data set if .parquet or .arrow files do, in
+    its folder data too, or if `datasets` saved several splits there, and else a folder of images; a file is what its suffix
+    says; braces mean shards.
 
     Raises:  ValueError: nothing is there, or no source reads such a file.
     """
     path = Path(root).expanduser()
-    inside = {Path(entry.name).suffix for entry in entries_of(path)} if path.is_dir() else set()
+    inside, in_data = (
+        {Path(entry.name).suffix for entry in entries_of(folder)} if folder.is_dir() else set()
+        for folder in (path, path / "data")
+    )
     if (path / "data.mdb").is_file():
         return LmdbImages(root=root)
     if ".tar" in inside or "{" in path.name:
         return Shards(root=root, member=None)
-    if {".parquet", ".arrow"} & inside or path.suffix == ".parquet":
+    tables = {".parquet", ".arrow"} & (inside if inside & set(SUFFIXES) else inside | in_data)
+    if tables or (path / "dataset_dict.json").is_file() or path.suffix == ".parquet":
         return hugging_face(root=root, subset=None, split="train", column="image", revision=None, groups_mixed=4)
     if path.is_file():
         if path.suffix == ".txt":

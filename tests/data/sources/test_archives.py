@@ -222,3 +222,59 @@ def test_lmdb_errors(folder, tmp_path):
     (damaged / "meta_info.txt").write_text("img_0.png (24,20,3) 1\n")
     with pytest.raises(ValueError, match=r"damaged\.lmdb can't be read as an LMDB: .*copy or pack the LMDB again"):
         LmdbImages(root=str(damaged))
+
+
+def test_a_tar_with_links_and_members_twice_is_what_unpacking_leaves(tmp_path):
+    """Links are what they lead to, hard and symbolic, forward ones and chains; of a name that comes again the last counts."""
+    with tarfile.open(tmp_path / "faces.tar", "w") as archive:
+
+        def add(name, contents=b"", kind=tarfile.REGTYPE, target=""):
+            member = tarfile.TarInfo(name)
+            member.size, member.type, member.linkname = len(contents), kind, target
+            archive.addfile(member, io.BytesIO(contents))
+
+        add("./a/one.png", b"first")
+        add("a/two.png", b"second")
+        add("b/hard.png", kind=tarfile.LNKTYPE, target="./a/two.png")
+        add("b/soft.png", kind=tarfile.SYMTYPE, target="../b/chain.png")
+        add("b/chain.png", kind=tarfile.SYMTYPE, target="../a/two.png")
+        add("a/one.png", b"appended")
+        add("elsewhere.txt", kind=tarfile.SYMTYPE, target="/etc/passwd")
+    wanted = {"a/one.png": b"appended", "a/two.png": b"second", "b/chain.png": b"second", "b/hard.png": b"second"}
+    wanted |= {"b/soft.png": b"second"}
+    with tarfile.open(tmp_path / "faces.tar") as archive:
+        archive.extractall(tmp_path / "unpacked", [each for each in archive if each.name.endswith("png")], filter="data")
+    assert {path: (tmp_path / "unpacked" / path).read_bytes() for path in wanted} == wanted
+    source = open_images(root=str(tmp_path / "faces.tar"))
+    assert {path: source.read(number) for number, path in enumerate(source.paths)} == wanted
+    shards = Shards(root=str(tmp_path / "faces.tar"), member=None)
+    assert {path: shards.read(number) for number, path in enumerate(shards.paths)} == wanted
+
+
+@pytest.mark.parametrize("target", ["../nowhere.png", "b/two.png", "/etc/one.png"])
+def test_a_link_out_of_a_tar_is_named(tmp_path, target):
+    write_tar(tmp_path / "faces.tar", {"one.png": b"x"})
+    with tarfile.open(tmp_path / "faces.tar", "a") as archive:
+        for name, leads in (("two.png", target), ("b/two.png", "../two.png")):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = tarfile.SYMTYPE, leads
+            archive.addfile(member)
+    with pytest.raises(ValueError, match=r"links to what is not in it.*\(two.png, b/two.png\): pack it again with tar --deref"):
+        open_images(root=str(tmp_path / "faces.tar"))
+
+
+def test_a_zip_with_a_member_twice_has_its_last(tmp_path):
+    with zipfile.ZipFile(tmp_path / "faces.zip", "w") as archive:
+        archive.writestr("one.png", b"first")
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            archive.writestr("one.png", b"last")
+    source = open_images(root=str(tmp_path / "faces.zip"))
+    assert [source.read(index) for index in range(len(source))] == [b"last"]
+
+
+def test_a_listed_file_may_begin_with_the_sign_of_a_comment(tmp_path):
+    for name in ("#1.png", "two.png"):
+        (tmp_path / name).write_bytes(name.encode())
+    (tmp_path / "list.txt").write_text("# two faces\n#1.png\ntwo.png\n#two.png\n")
+    source = open_images(root=str(tmp_path / "list.txt"))
+    assert [source.read(index) for index in range(len(source))] == [b"#1.png", b"two.png"]

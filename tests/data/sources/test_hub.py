@@ -11,16 +11,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hydra.utils import instantiate
 from PIL import Image
 from torch.utils.data import DataLoader
 
 import data.sources.hub
 from data.images import decode
 from data.order import PositionSampler
+from data.sources.files import ImageFolder
 from data.sources.hub import ArrowImages, FileImages, ParquetImages, hugging_face
 from data.sources.opening import open_images
 from data.sources.source import Blocked, Part, Source
 from tests.data.samples import training_faces, validation_faces
+from train.jobs.cli import compose
+from train.jobs.config import check
 
 OPTIONS = {"subset": None, "split": "train", "column": "image", "revision": None, "groups_mixed": 1}
 
@@ -134,6 +138,29 @@ def test_arrow_and_image_folders(tmp_path):
     assert [source.read(index) for index in range(3)] == PICTURES[:3]
 
 
+def test_a_data_set_saved_with_its_splits(tmp_path):
+    """As save_to_disk writes a DatasetDict, and as a clone from the hub lies: a folder for each split, or all in data."""
+    import datasets
+
+    rows = {"image": [{"bytes": contents, "path": None} for contents in PICTURES]}
+    whole = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+    datasets.DatasetDict({"train": whole, "test": whole.select([0])}).save_to_disk(tmp_path / "saved")
+    source = open_images(root=str(tmp_path / "saved"))
+    assert [source.read(index) for index in range(len(source))] == PICTURES
+    (tmp_path / "clone" / "data").mkdir(parents=True)
+    whole.to_parquet(tmp_path / "clone" / "data" / "train-00000-of-00001.parquet")
+    source = open_images(root=str(tmp_path / "clone"))
+    assert [source.read(index) for index in range(len(source))] == PICTURES
+    (tmp_path / "clone" / "face.png").write_bytes(PICTURES[0])
+    assert type(open_images(root=str(tmp_path / "clone"))) is ImageFolder, "images come first"
+    datasets.DatasetDict({"validation": whole}).save_to_disk(tmp_path / "other")
+    with pytest.raises(ValueError, match=r"no split train, only validation: give data/source=hf data\.source\.split=NAME"):
+        open_images(root=str(tmp_path / "other"))
+    given = ["model=swinir_ffhq", f"data.root={tmp_path}/other", "trainer.precision=32-true"]
+    config = compose([*given, "data/source=hf", "data.source.split=validation"])
+    assert len(instantiate(check(config)["data"]["source"])(root=f"{tmp_path}/other")) == len(PICTURES)
+
+
 def test_streaming_gives_the_samples_of_the_local_files(server, parquet, shade):
     def remote():
         return ParquetImages(files=addresses(server), column="image", groups_mixed=1)
@@ -204,7 +231,7 @@ def test_columns_are_named(parquet):
 def test_what_is_no_data_set(parquet, tmp_path, monkeypatch):
     import datasets
 
-    with pytest.raises(ValueError, match=r"set has no split test, only train: give data\.source\.split=NAME"):
+    with pytest.raises(ValueError, match=r"set has no split test, only train: give data/source=hf data\.source\.split=NAME"):
         hugging_face(root=str(parquet), **(OPTIONS | {"split": "test"}))
     with pytest.raises(ValueError, match=r"set can't be opened as a Hugging Face data set: BuilderConfig 'big' not found"):
         hugging_face(root=str(parquet), **(OPTIONS | {"subset": "big"}))
