@@ -18,6 +18,7 @@ class Roots:
              paired: the HQ of each image is given, as the target of the same name (data/pairs.py); False: an image is its own.
              target_root, val_target_root: of the targets.
              val_images: images held out where there is no val_root.
+             first: train on so many images, the first of root in its order; None: on all that are not held out.
              source: makes a Source of a root; one that brings targets (data.sources.source.Graded) needs no target_root.
              expects: one sentence for the message when a root is missing: which folder it should be, and where it comes from.
     Raises:  ValueError: a root is missing, wrong or empty, or nothing is left to train on.
@@ -32,6 +33,7 @@ class Roots:
         target_root: str | None,
         val_target_root: str | None,
         val_images: Annotated[int, Ge(1)],
+        first: Annotated[int, Ge(1)] | None,
         source: Callable[..., Source],
         expects: str,
     ) -> None:
@@ -40,13 +42,17 @@ class Roots:
         self.make_source, self.expects, self.paired = source, expects, paired
         self.root, self.target_root = root, target_root
         self.val_root, self.val_target_root, self.val_images = val_root, val_target_root, val_images
+        self.first = first
 
     def images(self) -> tuple[Images, Images, Images]:
         """All images of root, those of them to train on, and those to validate on. Raises ValueError, see the class."""
         whole = self._images("data.root", self.root, "data.target_root", self.target_root)
         if self.val_root is None:
-            return whole, *held_out(self.root, whole, self.val_images)
-        return whole, whole, self._images("data.val_root", self.val_root, "data.val_target_root", self.val_target_root)
+            training, validation = held_out(self.root, whole, self.val_images)
+        else:
+            training = whole
+            validation = self._images("data.val_root", self.val_root, "data.val_target_root", self.val_target_root)
+        return whole, self._first(training), validation
 
     def open(self, key: str, root: str) -> Source:
         """The images of a root. Raises ValueError, which names the key."""
@@ -54,6 +60,18 @@ class Roots:
             return self.make_source(root=root)
         except ValueError as error:
             raise ValueError(f"{key}: {error}. {self.expects}") from error
+
+    def _first(self, training: Images) -> Images:
+        """The first of them, as far as first asks. Raises ValueError: there are fewer."""
+        count = len(training.source)
+        if self.first is None or self.first == count:
+            return training
+        if self.first > count:
+            raise ValueError(
+                f"data.first={self.first}, and data.root={self.root} holds {count} images to train on: give more images, "
+                f"or set data.first=null to train on all of them"
+            )
+        return training.part(0, self.first)
 
     def _images(self, key: str, root: str, target_key: str, target_root: str | None) -> Images:
         if self.paired and target_root is None:

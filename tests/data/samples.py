@@ -102,6 +102,7 @@ ROOTS = {
     "target_root": None,
     "val_target_root": None,
     "val_images": 2,
+    "first": None,
     "source": partial(ImageFolder),
     "expects": "A folder of test faces is expected.",
 }

@@ -118,6 +118,20 @@ def test_held_out_images_are_the_last_and_are_not_trained_on(folder, shade):
     np.testing.assert_array_equal((data.fixed[0]["hq"] * 255).round(), middle_of(5))
 
 
+@pytest.mark.parametrize("val_root", [False, True])
+def test_the_first_images_alone_are_trained_on(folder, shade, val_root):
+    given = {"val_root": str(folder)} if val_root else {}
+    data, whole = face_data(folder, shade, first=3, **given), face_data(folder, shade, **given)
+    images = data.faces.images.source
+    assert [Path(images.name(index)).name for index in range(len(images))] == ["img_0.png", "img_1.png", "img_2.png"]
+    assert_equal(first(data.val_dataloader(), 4), first(whole.val_dataloader(), 4))
+    seen = [data.faces.order.image_at(position) for position in range(9)]
+    assert sorted(seen) == [0, 0, 0, 1, 1, 1, 2, 2, 2], "each pass has these three"
+    left = 7 if val_root else 5
+    with pytest.raises(ValueError, match=rf"data\.first=50000, and .* holds {left} images to train on: .* data\.first=null"):
+        face_data(folder, shade, first=50000, **given)
+
+
 def test_val_root(folder, shade):
     data = face_data(folder, shade, val_root=str(folder))
     assert (len(data.faces.images.source), len(data.fixed)) == (7, 14)

@@ -16,6 +16,7 @@ from data.sources.lmdb_images import LmdbImages
 from data.sources.opening import open_images
 from data.sources.source import Named, Part, Source
 from tests.data.conftest import textured
+from tests.data.samples import face_data
 
 
 def write_tar(path, files):
@@ -100,6 +101,15 @@ def test_a_part_of_a_store(folder):
     part = Part(whole=open_images(root=str(make("zip", folder))), start=5, stop=7)
     assert part.read(1) == (folder / "img_6.png").read_bytes()
     np.testing.assert_array_equal(decode(part.read(1), "img_6.png"), textured(24, 20, 6))
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_the_first_of_a_store_are_those_of_the_folder(kind, folder, shade):
+    roots = [face_data(root, shade, source=open_images, first=3).faces for root in (make(kind, folder), folder)]
+    assert [len(faces.images.source) for faces in roots] == [3, 3]
+    for position in range(6):
+        one, other = (faces[position]["hq"] for faces in roots)
+        np.testing.assert_array_equal(one, other)
 
 
 def test_two_sources_of_one_lmdb(folder):

@@ -202,6 +202,15 @@ def test_the_last_groups_are_held_out_with_their_first_positive(hggt):
     assert "negative" not in c
 
 
+def test_the_first_groups_keep_their_versions(hggt):
+    data = data_of(hggt, "data.source.negatives=true", "data.val_images=1", "data.first=2")
+    assert [Path(data.faces.images.source.name(index)).stem for index in range(2)] == ["a", "b"]
+    assert numbers(data.faces.images.targets) == [POSITIVE["a"], POSITIVE["b"]]
+    assert numbers(data.faces.images.negatives) == [NEGATIVE["a"], NEGATIVE["b"]]
+    (e,) = data.val_dataloader()
+    assert version(e["hq"], e["lq"]) == 2
+
+
 def test_a_root_of_the_same_form_to_validate_on(hggt, tmp_path):
     write(tmp_path / "val", {"b": VOTES["b"]}, of_set="")
     data = data_of(hggt, f"data.val_root={tmp_path / 'val'}")

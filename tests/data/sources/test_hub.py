@@ -4,6 +4,7 @@ import io
 import pickle
 import re
 import threading
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
 
@@ -22,7 +23,7 @@ from data.sources.files import ImageFolder
 from data.sources.hub import ArrowImages, FileImages, ParquetImages, hugging_face
 from data.sources.opening import open_images
 from data.sources.source import Blocked, Part, Source
-from tests.data.samples import training_faces, validation_faces
+from tests.data.samples import face_data, training_faces, validation_faces
 from train.jobs.cli import compose
 from train.jobs.config import check
 
@@ -117,6 +118,14 @@ def test_a_local_folder_of_parquet(parquet):
     assert source.name(12).endswith("train-00001-of-00002.parquet (row 12)")
     raw = hugging_face(root=str(parquet / "train-00001-of-00002.parquet"), **(OPTIONS | {"column": "raw"}))
     assert (len(raw), raw.blocks, raw.read(6)) == (7, (4, 3), PICTURES[16])
+
+
+def test_the_first_rows_alone_are_trained_on(parquet, shade):
+    """Row groups of 4, 4, 2 | 4, 3: of 9 rows the third group is cut in two."""
+    faces = face_data(parquet, shade, source=partial(hugging_face, **OPTIONS), first=9).faces
+    assert faces.images.blocks == (4, 4, 1)
+    assert sorted(faces.order.image_at(position) for position in range(9)) == list(range(9))
+    assert faces.images.source.read(8) == PICTURES[8]
 
 
 def test_arrow_and_image_folders(tmp_path):
