@@ -14,6 +14,7 @@ from models.adaface import AdaFace
 from models.swinir import SwinIR
 from models.vgg import VGG19Features
 from tests.toy import TINY_DATA, TINY_NETWORK, TINY_RUN, write_photographs
+from tests.train.tasks.test_code_prediction import AUTOENCODER, DISCRIMINATOR
 from train.jobs.cli import compose, register_resolvers
 from train.jobs.config import check
 from train.runs.building import build
@@ -27,7 +28,8 @@ def names(group: str) -> list[str]:
     return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
 
 
-TOY = [*TINY_NETWORK, *TINY_DATA, *TINY_RUN, "trainer.accelerator=cpu", "trainer.devices=1", "trainer.precision=32-true"]
+TOY_RUN = [*TINY_DATA, *TINY_RUN, "trainer.accelerator=cpu", "trainer.devices=1", "trainer.precision=32-true"]
+TOY = [*TINY_NETWORK, *TOY_RUN]
 CASES = [
     *(
         ("model", name)
@@ -37,7 +39,7 @@ CASES = [
     *(
         ("experiment", name)
         for name in names("experiment")
-        if not any(other in name for other in ("dtbfr", "elan", "codeformer", "gfpgan", "cx"))
+        if not any(other in name for other in ("aiialab", "elan", "codeformer", "gfpgan", "cx"))
     ),
     *(
         ("loss", name)
@@ -60,7 +62,7 @@ def test_nothing_is_overlooked() -> None:
     }
     assert found == {
         "model": 11,
-        "experiment": 13,
+        "experiment": 17,
         "loss": 15,
         "data": 9,
         "network": 11,
@@ -68,7 +70,7 @@ def test_nothing_is_overlooked() -> None:
         "logger": 3,
         "adversary": 4,
     }
-    assert len(CASES) == 1 + 4 + 4 + 2 + 16 + 3 + 4 + 4 + 3
+    assert len(CASES) == 1 + 3 + 4 + 2 + 16 + 3 + 4 + 4 + 3
 
 
 @pytest.mark.parametrize(("group", "name"), CASES, ids=["=".join(case) for case in CASES])
@@ -86,6 +88,8 @@ def test_a_choice_trains_two_updates(cli: Cli, tmp_path: Path, monkeypatch: pyte
             arguments += [f"+loss.terms.gan={{_target_: losses.adversarial.Adversarial, weight: 0.1, {of}}}"]
     elif name == "demo":
         arguments = [argument for argument in arguments if not argument.startswith(("data.root", "data.val_size"))]
+    if name == "uphorse":
+        arguments.append("data.first=3")
     if name == "night_watch":
         arguments.append("init.ckpt=null")
     if group in ("model", "experiment"):
@@ -427,12 +431,22 @@ def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 DTBFR = ["experiment=aiialab_swinir_dtbfr", "experiment=aiialab_swinir_dtbfr_as_released"]
 
 
-@pytest.mark.parametrize("name", ["loss=mse_lpips", "loss=mse_lpips_id", "loss=l1_vgg_gan", *DTBFR])
+AIIALAB = ["experiment=aiialab", "experiment=aiialab_codeformer_stage1"]
+
+
+@pytest.mark.parametrize("name", ["loss=mse_lpips", "loss=mse_lpips_id", "loss=l1_vgg_gan", *DTBFR, *AIIALAB])
 def test_a_choice_with_frozen_networks_trains_two_updates(cli: Cli, tmp_path: Path, random_weights: Path, name: str) -> None:
     photographs = write_photographs(tmp_path / "photographs")
     arguments = [name, f"weights.dir={random_weights}", "validation.lpips=null"]
     if name.startswith("loss"):
         arguments += ["experiment=demo", *TINY_RUN, "data.batch_size=2", *TINY_NETWORK]
+    elif name in AIIALAB:
+        network = AUTOENCODER if "codeformer" in name else TINY_NETWORK
+        arguments += [f"data.root={photographs}", *TOY_RUN, *network, "trainer.accumulate_grad_batches=1"]
+        if "codeformer" in name:
+            arguments += [*DISCRIMINATOR, "loss.terms.gan.adaptive_at=generator.blocks.9.weight"]
+            arguments += ["network.img_size=64", "network.attn_resolutions=[32]"]
+            arguments.append("adversary.start_step=0")
     else:
         given = official_swinir(tmp_path)
         arguments += [f"data.root={photographs}", *TOY]
@@ -440,7 +454,7 @@ def test_a_choice_with_frozen_networks_trains_two_updates(cli: Cli, tmp_path: Pa
         arguments += ["adversary.discriminators.image.network.num_feat=4", "trainer.accumulate_grad_batches=2"]
     if name.endswith("_vgg_gan"):
         arguments += ["task=adversarial", "adversary=unet_sn", "adversary.discriminators.image.network.num_feat=4"]
-    if name.endswith("_id"):
+    if name.endswith("_id") or name in AIIALAB:
         arguments += ["loss.terms.id.embedder.network.layers=18"]
     code, printed = cli(*arguments)
     assert code == 0, printed
@@ -450,6 +464,8 @@ def test_a_choice_with_frozen_networks_trains_two_updates(cli: Cli, tmp_path: Pa
         "loss=mse_lpips": "mse lpips",
         "loss=mse_lpips_id": "mse lpips id",
         "loss=l1_vgg_gan": "l1 vgg gan",
+        "experiment=aiialab": "mse lpips id",
+        "experiment=aiialab_codeformer_stage1": "l1 lpips codebook gan id",
     }.get(name, "l1 lpips gan").split()
     assert sum(float(row[f"weighted/{term}"]) for term in terms) == pytest.approx(float(row["train/loss"]), rel=1e-5)
 

@@ -72,4 +72,4 @@ def test_help_lists_the_chains(toy: Callable[..., tuple[int, str]]) -> None:
 def test_an_unknown_chain_is_named(command: Command) -> None:
     code, printed = command(stages.main, "codeformr")
     assert code == 1
-    assert "error: give one of codeformer" in printed
+    assert "error: give one of aiialab_codeformer, codeformer" in printed
