@@ -19,7 +19,7 @@ from models.diffusion import ldm
 from models.diffusion.schedule import TIMESTEPS, Prediction
 from models.files.family import CheckpointError, shown
 from models.files.folders import check_size, settings, settings_of
-from models.files.official import read
+from models.files.official import check_finite, read
 from models.files.sizes import on_paper
 
 HEAD_WIDTH = 64  # channels of an attention head, in all of Stable Diffusion 2's networks; no key tells
@@ -185,7 +185,7 @@ def load_autoencoder(path: str | Path) -> StableDiffusion:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: give Stable Diffusion 2.1-base, a diffusers folder or a single file")
     try:
-        vae = _part_of_folder(path, "vae", AutoencoderKL) if path.is_dir() else _autoencoder(_group(read(path).state, VAE))
+        vae = _part_of_folder(path, "vae", AutoencoderKL) if path.is_dir() else _autoencoder(_group(_finite(path, VAE), VAE))
     except Exception as error:  # a stranger's settings, keys and shapes raise nearly anything
         raise CheckpointError(f"{path} holds no autoencoder of Stable Diffusion: {shown(str(error), 1000)}") from error
     nothing: Any = None
@@ -249,11 +249,12 @@ def _part_of_folder(path: Path, name: str, kind: Any) -> Any:
     odd = [f"{what}: {key}" for what in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in report[what]]
     if odd := [each for each in odd if not each.endswith("position_ids")]:
         raise ValueError(f"{name}/ does not fit its config.json ({len(odd)} keys, the first is of {odd[0]})")
+    check_finite(part.state_dict(), f"{path}/{name}")
     return part
 
 
 def _from_file(path: Path) -> dict[str, Any]:
-    state = read(path).state
+    state = _finite(path, UNET, VAE, TEXT)
     groups = {prefix: _group(state, prefix) for prefix in (UNET, VAE, TEXT)}
     shapes = {prefix: {key: tuple(value.shape) for key, value in group.items()} for prefix, group in groups.items()}
     if not groups[UNET]:
@@ -279,6 +280,13 @@ def _from_file(path: Path) -> dict[str, Any]:
     positions = torch.arange(text["max_position_embeddings"])[None]
     parts["text_encoder"].embeddings.position_ids = positions  # it is no weight, so it would stay on the meta device
     return parts | {"vae": _autoencoder(groups[VAE])}
+
+
+def _finite(path: Path, *prefixes: str) -> dict[str, Tensor]:
+    """The weights of a file, of which those of the parts asked for are finite."""
+    state = read(path).state
+    check_finite({key: value for key, value in state.items() if key.startswith(prefixes)}, str(path))
+    return state
 
 
 def _group(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

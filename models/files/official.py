@@ -337,7 +337,8 @@ def load_into(
 
     Args:   strict: anything but a full match raises, before the network is touched; False loads what matches.
             parts: names of the children of the network that the weights are for, such as encoder; None: the whole network.
-    Raises: CheckpointError with the counts and first keys, also if nothing matches at all; and what `read` raises.
+    Raises: CheckpointError with the counts and first keys, also if nothing matches at all or values are not finite; and what
+            `read` raises.
     """
     where = "the state dict" if isinstance(source, Mapping) else str(source)
     loaded = unwrap(source, which, where)[0] if isinstance(source, Mapping) else read(source, which).state
@@ -345,8 +346,19 @@ def load_into(
     if not report.matched or (strict and not report.complete):
         way_out = "init.strict=false loads what matches" if report.matched else "is it a file of another network?"
         raise CheckpointError(f"{where} does not fit {type(network).__name__}: {report}; {way_out}")
+    check_finite(state, where)
     network.load_state_dict(state, strict=False)  # it checks and drops the derived
     return report
+
+
+def check_finite(state: Mapping[str, Tensor], where: str) -> None:
+    """Raises CheckpointError, which names the first keys, for weights that are NaN or infinite. where: they come from."""
+    broken = [key for key, value in state.items() if value.is_floating_point() and not torch.isfinite(value).all()]
+    if broken:
+        raise CheckpointError(
+            f"{where} holds values that are not finite, in {first(broken)}: fetch it again, or give a checkpoint that was "
+            "saved before its training failed"
+        )
 
 
 def _fit(

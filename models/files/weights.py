@@ -26,7 +26,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-import torch
 import yaml
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -102,9 +101,7 @@ def state_dict(*, name: str, folder: str, file: str | None, prefix: str = "") ->
     state = {k.removeprefix(prefix): v for k, v in official.read(path).state.items() if k.startswith(prefix)}
     if not state:
         raise CheckpointError(f"{path} has no keys that begin with {prefix}: is it the file {entry_of(name).file}?")
-    broken = [key for key, value in state.items() if value.is_floating_point() and not torch.isfinite(value).all()]
-    if broken:
-        raise CheckpointError(f"{path} holds values that are not finite, in {official.first(broken)}: fetch it again")
+    official.check_finite(state, str(path))
     return state
 
 

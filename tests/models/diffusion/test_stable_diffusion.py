@@ -5,6 +5,7 @@ All that needs diffusers is in this file: importing it takes seconds, once in a 
 
 import copy
 import json
+import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -474,6 +475,26 @@ def test_incomplete_weights_of_a_folder(tmp_path: Path) -> None:
     del state["conv_in.weight"]
     save_file(state, file, {"format": "pt"})
     with pytest.raises(CheckpointError, match=r"unet/ does not fit its config.json \(1 keys, .* missing_keys: conv_in.weight"):
+        load(tmp_path / "sd", prediction="eps")
+
+
+@pytest.mark.parametrize("key", [f"{UNET}out.2.bias", f"{VAE}quant_conv.bias", f"{TEXT}ln_final.bias"])
+def test_weights_that_are_not_finite(tmp_path: Path, key: str) -> None:
+    state = official_state()
+    state[key] = torch.full_like(state[key], float("nan"))
+    torch.save({"state_dict": state}, tmp_path / "sd.ckpt")
+    with pytest.raises(
+        CheckpointError, match=rf"sd\.ckpt holds values that are not finite, in {re.escape(key)}: fetch it again"
+    ):
+        load(tmp_path / "sd.ckpt", prediction="eps")
+
+
+def test_weights_of_a_folder_that_are_not_finite(tmp_path: Path) -> None:
+    file = write_folder(tmp_path / "sd") / "vae" / "diffusion_pytorch_model.safetensors"
+    state = load_file(file)
+    state["quant_conv.bias"][0] = float("inf")
+    save_file(state, file, {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"sd/vae holds values that are not finite, in quant_conv\.bias"):
         load(tmp_path / "sd", prediction="eps")
 
 

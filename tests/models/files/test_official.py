@@ -462,6 +462,27 @@ def test_other_size_loads_what_matches(diffbir: Path) -> None:
     assert "conv_first.1.weight: file float32 (12, 192, 3, 3), network float32 (24, 192, 3, 3)" in report.mismatched
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float) -> None:
+    """Whoever loads: a network before it trains, and one that a file says how to build."""
+    state = filled().state_dict()
+    state["conv_last.bias"][1] = value
+    torch.save({"params": {**state, "step": torch.tensor(3)} if value > 0 else state}, tmp_path / "broken.pth")
+    network, said = (
+        filled(name="own/"),
+        r"holds values that are not finite, in conv_last\.bias: fetch it again, or give a checkp",
+    )
+    with pytest.raises(CheckpointError, match=rf"broken\.pth {said}"):
+        load_into(network, tmp_path / "broken.pth", strict=False)
+    assert same_weights(network, filled(name="own/")), "before the network is touched"
+    del state["conv_last.weight"]
+    torch.save(filled().state_dict() | state, tmp_path / "broken.pth")
+    with pytest.raises(CheckpointError, match=rf"broken\.pth .*{said}"):
+        build(tmp_path / "broken.pth")
+    report = load_into(network, tmp_path / "broken.pth", strict=False, parts=["conv_first"])
+    assert report.matched, "what is not taken may be anything"
+
+
 def test_nothing_in_common_raises_even_when_lenient(diffbir: Path) -> None:
     with pytest.raises(CheckpointError, match=r"does not fit Linear: 0 keys match, 2 missing \(weight, bias\)"):
         load_into(nn.Linear(2, 2), diffbir, strict=False)
