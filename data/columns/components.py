@@ -17,7 +17,7 @@ from data.images import UnreadableImage, decode
 from data.order import Draws
 from data.reading import Picture
 from data.sources.files import existing
-from data.sources.shown import first_few
+from data.sources.shown import first_few, of_cell
 from data.sources.source import Source
 
 PARTS = ("left_eye", "right_eye", "mouth")  # left and right in the picture
@@ -82,7 +82,7 @@ def _ours(path: Path) -> ComponentFile:
         rows = list(reader)
     numbers = np.array([[float(row[column]) for column in COLUMNS[1:]] for row in rows]).reshape(-1, 10)
     hashes = [int(row[HASH], 16) if row.get(HASH) else None for row in rows]
-    return ComponentFile([row["path"] for row in rows], numbers[:, 0], numbers[:, 1:].reshape(-1, 3, 3), hashes)
+    return ComponentFile([of_cell(row["path"]) for row in rows], numbers[:, 0], numbers[:, 1:].reshape(-1, 3, 3), hashes)
 
 
 def _official(path: Path) -> ComponentFile:

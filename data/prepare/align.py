@@ -21,6 +21,7 @@ from data.landmarks import (
     warp,
 )
 from data.prepare.jobs.files import encode, output_stems, read_photo, write_bytes, write_csv
+from data.prepare.jobs.names import check_files
 from data.prepare.jobs.records import Record, Shard
 from data.prepare.jobs.work import listing, run
 
@@ -70,9 +71,9 @@ def align(
     if detector == "retinaface":
         find_detector(detector, weights, longest_side_px)  # what is missing is said before the work
     paths = listing(root, out)
-    cut = Cut(
-        root, out, output_stems(paths), size, largest, detector, weights, min_face_px, min_confidence, longest_side_px, border
-    )
+    stems = output_stems(paths)
+    check_files({path: f"{stem}_00.png" for path, stem in stems.items()}, out)
+    cut = Cut(root, out, stems, size, largest, detector, weights, min_face_px, min_confidence, longest_side_px, border)
     settings: Record = {"size": size, "largest": largest, "detector": detector, "weights": str(weights), "border": border}
     settings |= {"min_face_px": min_face_px, "min_confidence": min_confidence, "longest_side_px": longest_side_px}
     work = run(

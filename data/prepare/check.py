@@ -19,6 +19,7 @@ from data.landmarks import PRELOAD, TEMPLATE, TEMPLATE_SIDE, Face, detector, sca
 from data.prepare.jobs.files import read_bytes, write_csv, write_text
 from data.prepare.jobs.records import Record, Shard
 from data.prepare.jobs.work import Work, listing, run
+from data.sources.shown import printable
 
 Kind = Literal["corrupt", "small", "grey", "duplicate", "no_face", "off_centre", "misaligned"]
 KINDS: tuple[Kind, ...] = ("corrupt", "small", "grey", "duplicate", "no_face", "off_centre", "misaligned")
@@ -106,7 +107,7 @@ def check(
     whole = work.complete("report.csv")
     found = findings(work.records if whole else work.own, kinds, limits)
     for finding in found:
-        print(f"{finding.path}: {finding.kind}: {finding.reason}")
+        print(printable(f"{finding.path}: {finding.kind}: {finding.reason}"))
     if whole:
         write_report(out, work, found, kinds, limits)
     print(summary(found, len(work.records if whole else work.own)))

@@ -18,6 +18,7 @@ from data.prepare.jobs.work import run, store
 from data.reading import read_image
 from data.sources.files import Files
 from data.sources.opening import open_images
+from data.sources.shown import printable
 from data.sources.source import Source
 
 FILE = "components.csv"
@@ -67,7 +68,7 @@ def landmarks(
     unusable = work.unusable()
     faceless = {path: why for path, record in work.own.items() if (why := reason(record, min_confidence, max_offset_px))}
     for path, why in faceless.items():
-        print(f"{path}: {why}{': the places of the mean face' if missing == 'template' else ''}")
+        print(f"{printable(path)}: {why}{': the places of the mean face' if missing == 'template' else ''}")
     print(f"{len(work.own)} images, {len(faceless)} without an aligned face, {unusable} not usable")
     if work.complete(FILE):
         write_csv(out / FILE, (*COLUMNS, HASH), rows(work.records, min_confidence, max_offset_px, missing == "template"))

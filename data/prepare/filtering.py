@@ -18,9 +18,11 @@ from annotated_types import Ge, Le
 from data.landmarks import PRELOAD
 from data.prepare.check import middle_512, template_face
 from data.prepare.jobs.files import read_photo, write_csv, write_text
+from data.prepare.jobs.names import judge, of_listed
 from data.prepare.jobs.records import Record, Shard
 from data.prepare.jobs.report import Chart, Tile, page
 from data.prepare.jobs.work import Work, listing, run
+from data.sources.shown import of_cell
 
 FACE = (slice(160, 416), slice(128, 384))  # eyes to mouth of the template: sharpness is the face's, not the background's
 FIGURES = ("face_px", "sharpness", "confidence", "spread_px", "quality")
@@ -107,14 +109,8 @@ def filter_faces(
 
 
 def check_names(paths: list[str]) -> None:
-    """Raises ValueError: a list with a path a line, whose lines are stripped and where # starts a comment, can't hold one."""
-    wrong = [path for path in paths if path.strip().splitlines() != [path] or path.startswith("#") or not _is_utf8(path)]
-    if wrong:
-        raise ValueError(f"{len(wrong)} names can't stand in a list of paths, the first is {wrong[0]!r}: rename these files")
-
-
-def _is_utf8(path: str) -> bool:
-    return path.encode("utf-8", "replace").decode() == path
+    """Raises ValueError: a list with a path a line can't hold one."""
+    judge({path: path for path in paths}, of_listed, "a list of paths")
 
 
 def write_choice(root: Path, out: Path, work: Work, bounds: list[Bound], quality: str, thumbnails: int) -> None:
@@ -163,7 +159,7 @@ def _with_photographs(root: Path, records: dict[str, Record]) -> tuple[dict[str,
     if not table.is_file():
         return records, "in the files themselves"
     with table.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-        heights = {row["file"]: float(row["face_px"]) for row in csv.DictReader(file)}
+        heights = {of_cell(row["file"]): float(row["face_px"]) for row in csv.DictReader(file)}
     known = {path: record | ({"face_px": heights[path]} if path in heights else {}) for path, record in records.items()}
     return known, f"in the photographs ({table}; {sum(path not in heights for path in records)} files are not in it)"
 

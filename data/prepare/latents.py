@@ -20,6 +20,7 @@ from data.images import to_tensor
 from data.prepare.codes import GPU_WORKERS, chosen, store
 from data.prepare.jobs.arguments import Command
 from data.prepare.jobs.files import Unusable, output_stems, write_bytes, write_text
+from data.prepare.jobs.names import check_files
 from data.prepare.jobs.records import Record, Shard
 from data.prepare.jobs.work import cores, run
 from data.reading import read_image
@@ -104,6 +105,7 @@ def command(networks: Callable[[], Networks]) -> Command:
         names = paths_of(source)
         paths = names or [source.name(index) for index in range(len(source))]
         files = files_of(names, paths)
+        check_files(files, out)
         work = run(
             name="latents",
             root=source.root if isinstance(source, Files) else root,

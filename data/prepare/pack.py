@@ -8,7 +8,7 @@ import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import lmdb
 import pyarrow as pa
@@ -19,10 +19,16 @@ from data.cutting import center_crop
 from data.images import decode
 from data.prepare.jobs import files
 from data.prepare.jobs.files import Unusable, output_stems, read_bytes, write_bytes
+from data.prepare.jobs.names import Rule, check_files, judge, of_line, of_text
 from data.prepare.jobs.records import Record, Shard
 from data.prepare.jobs.work import Progress, Stopped, listing, run, signals
+from data.sources import lmdb_images
+from data.sources.opening import open_images
+from data.sources.source import Named
 
 SUFFIXES = {"png": ".png", "bmp": ".bmp", "jpeg": ".jpg"}
+IMAGES = "images"  # folder of what is encoded again
+LONGEST_KEY = 511  # bytes, of an LMDB
 ROW_GROUP = 100  # rows of parquet that are read at once, as `datasets` writes them
 FEATURES = {"info": {"features": {"image": {"_type": "Image"}}}}  # tells `datasets` that the column holds images
 
@@ -61,6 +67,9 @@ def pack(
     out, paths = out.absolute(), listing(root, out)
     place = out.with_name(f".{out.name}.packing")
     names = names_in_store(paths, to, SUFFIXES.get(encode))
+    judge(names, STORES[to].rule, STORES[to].title)
+    if encode != "keep":
+        check_files(names, place / IMAGES)
     settings: Record = {"encode": encode, "size": size, "jpeg_quality": jpeg_quality, "to": to}
     convert = Converted(root, place, names, encode, size, jpeg_quality)
     work = run(
@@ -73,7 +82,8 @@ def pack(
     result = place / "result"
     shutil.rmtree(result, ignore_errors=True)
     result.mkdir()
-    WRITERS[to](packed, result, shard_mb)
+    STORES[to].write(packed, result, shard_mb)
+    check_store(result, packed)
     os.replace(result, out)
     shutil.rmtree(place)
     print(f"{len(packed)} of {len(paths)} images are in {out}, {unusable} not usable; train on them with data.root={out}")
@@ -112,7 +122,7 @@ class Converted:
                 raise Unusable(f"{self.root / path} is {photo.shape[1]}x{photo.shape[0]}, smaller than size={self.size}")
             photo = center_crop(photo, self.size)
         contents = files.encode(photo, SUFFIXES[self.encode], self.jpeg_quality)
-        output = f"images/{self.names[path]}"
+        output = f"{IMAGES}/{self.names[path]}"
         write_bytes(self.place / output, contents)
         return {"outputs": [output], "shape": photo.shape[:2], "length": len(contents)}
 
@@ -143,6 +153,27 @@ def names_in_store(paths: list[str], to: str, suffix: str | None) -> dict[str, s
             raise ValueError(f"{taken[key]} and {path} would both be {key}: rename one of them")
         taken[key] = path
     return names
+
+
+def of_key(name: str) -> str:
+    """Of an LMDB in BasicSR's layout, which lists its keys line by line."""
+    key = os.path.splitext(name)[0]
+    return of_line(name) or (f"are longer than {LONGEST_KEY} bytes" if len(key.encode()) > LONGEST_KEY else "")
+
+
+def check_store(result: Path, packed: list[Packed]) -> None:
+    """Opens the store as training will. Raises ValueError: not every image is found in it again, or it can't be read."""
+    try:
+        source = open_images(root=str(result))
+        found = sorted(source.paths) if isinstance(source, Named) else [each.name for each in packed][: len(source)]
+        if len(source) != len(packed) or found != sorted(each.name for each in packed):
+            raise ValueError(f"{len(source)} images are in it, not the {len(packed)} that were written, or under other names")
+        for number in {0, len(source) - 1}:
+            decode(source.read(number), source.name(number))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{result} was written and is not whole: {error}; is the disk sound? Try the same again") from error
+    finally:
+        lmdb_images.close(result)
 
 
 def told(packed: list[Packed]) -> Iterator[Packed]:
@@ -219,4 +250,16 @@ def write_parquet(packed: list[Packed], result: Path, shard_mb: int) -> None:
     next(images, None)
 
 
-WRITERS: dict[str, Callable[[list[Packed], Path, int], None]] = {"lmdb": write_lmdb, "tar": write_tar, "parquet": write_parquet}
+class Store(NamedTuple):
+    """A kind of store: what it is called, which names it can hold, and what writes it (images, folder, MB of a file)."""
+
+    title: str
+    rule: Rule
+    write: Callable[[list[Packed], Path, int], None]
+
+
+STORES = {
+    "lmdb": Store("an LMDB", of_key, write_lmdb),
+    "tar": Store("tar shards", lambda name: "", write_tar),
+    "parquet": Store("parquet", of_text, write_parquet),
+}

@@ -9,6 +9,7 @@ from annotated_types import Ge, Le
 from PIL import Image
 
 from data.prepare.jobs.files import Unusable, encode, output_stems, read_photo, write_bytes
+from data.prepare.jobs.names import check_files
 from data.prepare.jobs.records import Record, Shard
 from data.prepare.jobs.work import listing, run
 
@@ -43,7 +44,9 @@ def resize(
     """
     place = Shard.parse(shard)
     paths = listing(root, out)
-    scale = Resized(root, out, output_stems(paths), size, resample, suffix, jpeg_quality)
+    names = {path: f"{stem}.{suffix}" for path, stem in output_stems(paths).items()}
+    check_files(names, out)
+    scale = Resized(root, out, names, size, resample, suffix, jpeg_quality)
     settings: Record = {"size": size, "resample": resample, "suffix": suffix}
     settings |= {"jpeg_quality": jpeg_quality} if suffix == "jpg" else {}
     work = run(name="resize", root=root, out=out, paths=paths, measure=scale, settings=settings, workers=workers, shard=place)
@@ -60,7 +63,7 @@ class Resized:
 
     root: Path
     out: Path
-    stems: dict[str, str]
+    names: dict[str, str]
     size: int
     resample: Literal["lanczos", "area"]
     suffix: str
@@ -73,6 +76,6 @@ class Resized:
             raise Unusable(f"{self.root / path} is {width}x{height}, smaller than size={self.size}")
         scale = self.size / min(height, width)
         image = Image.fromarray(photo).resize((round(width * scale), round(height * scale)), FILTERS[self.resample])
-        output = f"{self.stems[path]}.{self.suffix}"
+        output = self.names[path]
         write_bytes(self.out / output, encode(np.asarray(image), f".{self.suffix}", self.jpeg_quality))
         return {"outputs": [output]}

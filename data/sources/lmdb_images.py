@@ -28,6 +28,13 @@ def environment(folder: Path) -> lmdb.Environment:
     return opened
 
 
+def close(folder: Path) -> None:
+    """Gives up what `environment` opened, so that the folder may be moved or replaced."""
+    _, opened = _opened.pop(os.path.realpath(folder), (0, None))
+    if opened is not None:
+        opened.close()
+
+
 class LmdbImages:
     """The images of an LMDB in BasicSR's layout, in the order of its meta_info.txt.
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+import secrets
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
@@ -12,6 +13,7 @@ import cv2
 import numpy as np
 
 from data.images import UnreadableImage, decode
+from data.sources.shown import in_cell
 
 
 class Unusable(ValueError):
@@ -34,9 +36,10 @@ def read_photo(path: Path) -> np.ndarray:
 def write_bytes(path: Path, contents: bytes) -> None:
     """A reader, or a process that is killed, never leaves or sees half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{secrets.token_hex(8)}.partial")  # short, whatever path's own name
     try:
-        partial.write_bytes(contents)
+        with partial.open("xb") as file:
+            file.write(contents)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -47,11 +50,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_csv(path: Path, columns: Iterable[str], rows: Iterable[dict[str, Any]]) -> None:
-    """Rows may lack columns: these stay empty."""
+    """Rows may lack columns: these stay empty. Texts are harmless to a spreadsheet (data.sources.shown.in_cell)."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(columns), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    harmless = ({key: in_cell(cell) if isinstance(cell, str) else cell for key, cell in row.items()} for row in rows)
+    writer.writerows(harmless)
     write_text(path, text.getvalue())
 
 

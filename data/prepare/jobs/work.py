@@ -20,6 +20,7 @@ from data.parent import end_with_parent
 from data.prepare.jobs.files import Unusable
 from data.prepare.jobs.records import Record, Records, Shard
 from data.sources.files import Files, ImageFolder
+from data.sources.shown import printable
 from data.sources.source import Source
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
@@ -48,7 +49,7 @@ class Work:
         """Names this shard's files that could not be used, on stderr. Returns: how many."""
         errors = [record["error"] for record in self.own.values() if "error" in record]
         for error in errors:
-            print(f"not used: {error}", file=sys.stderr)
+            print(f"not used: {printable(error)}", file=sys.stderr)
         return len(errors)
 
     def complete(self, result: str) -> bool:
