@@ -1,5 +1,6 @@
 """Images that are files: a folder of them, or a list of paths."""
 
+import os
 from pathlib import Path
 
 from data.sources.listing import SUFFIXES, files_below, images_among
@@ -72,11 +73,11 @@ class FileList(Files):
         except UnicodeDecodeError as error:
             raise ValueError(f"{root} is no text file ({error}): give one path of an image a line") from error
         folder = Path(relative_to).expanduser() if relative_to else file.parent
-        paths = [line for line in lines if line and (not line.startswith("#") or (folder / line).is_file())]
+        paths = [line for line in lines if line and (not line.startswith("#") or os.path.isfile(folder / line))]
         super().__init__(root=folder, paths=paths)
         if not self.paths:
             raise ValueError(f"{root} lists no image: give one path a line")
-        missing = [path for path in self.paths if not (self.root / path).is_file()]
+        missing = [path for path in self.paths if not os.path.isfile(self.root / path)]
         if missing:
             raise ValueError(
                 f"{root} lists {len(self.paths)} files, {len(missing)} of which don't exist in {self.root}: "

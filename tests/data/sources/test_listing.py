@@ -185,3 +185,13 @@ def test_folders_of_a_tar_are_hidden_by_any_part(folder, tmp_path):
         archive.writestr("faces/.x/a.png", "")
     with pytest.raises(ValueError, match=r"a\.zip holds no image"):
         ZipImages(root=str(tmp_path / "a.zip"))
+
+
+def test_lines_of_a_list_that_can_be_no_path(folder, tmp_path):
+    """The system refuses to look for them, which is not the same as to say that nothing is there."""
+    listing = tmp_path / "list.txt"
+    listing.write_text(f"# {'a remark ' * 500}\nfaces/img_0.png\n")
+    assert FileList(root=str(listing), relative_to=None).paths == ["faces/img_0.png"]
+    listing.write_text(f"{'long/' * 1000}\nnul\0.png\nfaces/img_0.png\n")
+    with pytest.raises(ValueError, match=r"lists 3 files, 2 of which don't exist in .*, nul\\x00\.png; correct it"):
+        FileList(root=str(listing), relative_to=None)
