@@ -105,8 +105,11 @@ def read(path: str | Path, which: Which | None = None) -> Checkpoint:
         path = path / "checkpoints" / "last.ckpt"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: give a checkpoint file, or a run folder with checkpoints/last.ckpt")
-    content, recorded = _open_safetensors(path) if path.suffix == ".safetensors" else _open_pickle(path)
-    state, wrapper = unwrap(content, which, str(path))
+    try:
+        content, recorded = _open_safetensors(path) if path.suffix == ".safetensors" else _open_pickle(path)
+        state, wrapper = unwrap(content, which, str(path))
+    except (AttributeError, TypeError) as error:  # a pickle may put anything in place of an OrderedDict's own methods
+        raise CheckpointError(f"{path} holds no mapping that can be read ({shown(str(error))}): fetch it again") from error
     return Checkpoint(path, state, wrapper, recorded)
 
 
@@ -124,7 +127,7 @@ def _read_diffusers(path: Path) -> Checkpoint:
         network = folders[of].read(path)
     except Exception as error:  # a stranger's settings raise nearly anything
         what = " or ".join(folder.holds for folder in folders.values())
-        raise CheckpointError(f"{path} is not a {what} as `export --format diffusers` writes it: {error}") from error
+        raise CheckpointError(f"{path} is not a {what} as `export --format diffusers` writes it: {shown(str(error), 1000)}") from error
     recorded = {"_target_": class_path(type(network)), **folders[of].arguments(network)}
     return Checkpoint(path, network.state_dict(), f"none: a folder of diffusers' {of}", recorded)
 

@@ -6,6 +6,7 @@ import resource
 import struct
 import sys
 import zipfile
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,14 @@ def test_mappings_within_themselves(tmp_path: Path) -> None:
     content["model"] = content["state_dict"] = content["params"] = content["net"] = content
     torch.save(content, tmp_path / "endless.pth")
     refused(tmp_path / "endless.pth", r"holds no tensors under the usual names, but \w+, \w+, \w+, \.\.\.: give")
+
+
+@pytest.mark.parametrize("method", ["get", "values"])
+def test_mappings_with_methods_of_a_file(tmp_path: Path, method: str) -> None:
+    content = OrderedDict(filled().state_dict())
+    content.__dict__[method] = 3
+    torch.save(content, tmp_path / "odd.pth")
+    refused(tmp_path / "odd.pth", r"odd\.pth holds no mapping that can be read \('int' object is not callable\)")
 
 
 class Calls:
