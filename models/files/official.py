@@ -127,7 +127,8 @@ def _read_diffusers(path: Path) -> Checkpoint:
         network = folders[of].read(path)
     except Exception as error:  # a stranger's settings raise nearly anything
         what = " or ".join(folder.holds for folder in folders.values())
-        raise CheckpointError(f"{path} is not a {what} as `export --format diffusers` writes it: {shown(str(error), 1000)}") from error
+        reason = shown(str(error), 1000)
+        raise CheckpointError(f"{path} is not a {what} as `export --format diffusers` writes it: {reason}") from error
     recorded = {"_target_": class_path(type(network)), **folders[of].arguments(network)}
     return Checkpoint(path, network.state_dict(), f"none: a folder of diffusers' {of}", recorded)
 
