@@ -91,7 +91,7 @@ MISTAKES = [
     ("ema_decay=1.5", "ema_decay=1.5: Input should be less than 1"),
     ("seed=-1", "seed=-1: Input should be greater than or equal to 0"),
     ("resume=true", "resume=True: Input should be a valid string"),
-    ("resume=nowhere.ckpt", "resume=nowhere.ckpt: no such file; give auto, never or the path of a checkpoint"),
+    ("resume=nowhere.ckpt", "resume=nowhere.ckpt: no such file; give auto, never, a run's folder or the path of a checkpoint"),
     ("init.ckpt=nowhere.pth", "nowhere.pth"),
     ("data.codes=c.npz", "data.codes=c.npz: RegressionTask trains without: set data.codes=null"),
     ("data.real_root=faces", "data.real_root=faces: RegressionTask trains without: set data.real_root=null"),

@@ -6,7 +6,6 @@ import os
 import re
 import sys
 import traceback
-from argparse import ArgumentParser
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from yaml import YAMLError, safe_load
 
 from train.conf import CONF, choices, first_comment, groups
 from train.errors import ERROR_FILE, fail, message_of
+from train.jobs.arguments import compose, continued, overrides_of
 
 LISTED = (
     *("model", "experiment", "task", "loss", "adversary", "data", "degradation", "augmentation"),
@@ -41,6 +41,10 @@ def main() -> None:
         return
     if {"--cfg", "-c"} & set(arguments):
         sys.argv.append("--resolve")
+    try:
+        sys.argv[1:] = arguments = continued(arguments)
+    except ValueError as error:
+        fail(str(error))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, not to Hydra's own printer
     register_resolvers()
     launcher = any(argument.startswith("hydra/launcher=") for argument in arguments)
@@ -72,7 +76,7 @@ def train_composed(config: DictConfig) -> None:
         checked = check(config)
     except ConfigError as error:
         fail(str(error))
-    train(checked)
+    train({**checked, "arguments": overrides_of(sys.argv[1:])})
 
 
 def sweep(arguments: list[str]) -> None:
@@ -161,15 +165,16 @@ def help_text() -> str:
     lines = [
         "python train.py model=NAME [KEY=VALUE …]        train a published recipe",
         "python train.py experiment=NAME [KEY=VALUE …]   a few lines that differ from a recipe; experiment=demo needs nothing",
+        "python train.py resume=runs/NAME [name=OTHER KEY=VALUE …]  go on with a run, or with another one from there",
         "python train.py -m experiment=uphorse degradation=light,heavy data.root=DIR   a sweep: one run for each value",
         "python train.py -m hydra/sweeper=optuna … 'optimizer.lr=tag(log,interval(1e-5,1e-3))'   a search",
         "python train.py [-m] hydra/launcher=slurm …     the same as SLURM jobs; docs/runs.md has more",
         "python train.py … preflight=true                does it fit, how long will it take? A few updates; nothing is kept",
         "python train.py … --cfg job                     print the resolved configuration",
         "",
-        "Keys most often set: name, seed, resume=auto|never|PATH, init.ckpt, optimizer.lr, data.root, data.num_workers,",
-        "data.batch_size (a device), trainer.max_steps, trainer.devices, trainer.val_check_interval, checkpoint.every_n_steps,",
-        "network.*, loss.terms.*, degradation.*",
+        "Keys most often set: name, seed, resume=auto|never|PATH|runs/NAME, init.ckpt, optimizer.lr, data.root,",
+        "data.num_workers, data.batch_size (a device), trainer.max_steps, trainer.devices, trainer.val_check_interval,",
+        "checkpoint.every_n_steps, network.*, loss.terms.*, degradation.*",
         "FACEWRIGHT_TRACEBACK=1 in the environment shows where an error was raised.",
     ]
     for group in LISTED:
@@ -204,18 +209,3 @@ def explain(error: Exception, arguments: list[str]) -> str:
     if key in valid_keys(config, config):
         return text  # it exists, but not for what it was given
     return f"{key}: there is no such key{nearest(key, [*groups(), *valid_keys(config, config)])}"
-
-
-def overrides_of(arguments: list[str]) -> list[str]:
-    """The KEY=VALUE of a command line without its options; the folder of --config-dir becomes an override too."""
-    options = ArgumentParser(add_help=False, allow_abbrev=False)
-    options.add_argument("--config-dir", "-cd")
-    known, others = options.parse_known_args(arguments)
-    searched = [f"hydra.searchpath=['file://{Path(known.config_dir).absolute()}']"] if known.config_dir else []
-    return searched + [argument for argument in others if not argument.startswith("-")]
-
-
-def compose(overrides: list[str]) -> DictConfig:
-    """The configuration that these arguments make, without a check."""
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return hydra.compose("train", overrides=overrides)

@@ -16,6 +16,7 @@ from yaml import safe_load
 from train.conf import choices, first_comment
 from train.errors import fail
 from train.jobs import cli
+from train.jobs.arguments import compose
 from train.jobs.launch import Failed, launch, ranks_here
 from train.runs.rundir import RUNS
 from train.signals import Interrupted, Signals, stop_signal
@@ -62,7 +63,7 @@ def planned(chain: str, stages: dict[str, list[str]], arguments: list[str]) -> d
         given = [each.removeprefix(f"{stage}.") for each in arguments if each.startswith(f"{stage}.")]
         overrides = [*(each.format(**runs) for each in own), *shared, *given, f"name='{name}/{stage}'"]
         try:
-            configs[stage] = check(cli.compose(overrides))
+            configs[stage] = {**check(compose(overrides)), "arguments": overrides}
             if configs[stage]["preflight"]:
                 raise ConfigError("preflight=true looks at one stage: python train.py model=… preflight=true")
         except ConfigError as error:

@@ -12,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, open_dict
 
+from train.jobs.arguments import of_job
 from train.jobs.config import ConfigError, check, plain
 from train.jobs.launch import Failed, launch, ranks_here
 from train.jobs.results import Job, write_results
@@ -66,7 +67,7 @@ class Sweep:
         job = Job(plain(config), varied)
         self.jobs.append(job)
         try:
-            job.config = check(config)
+            job.config = {**check(config), "arguments": of_job(list(HydraConfig.get().overrides.task))}
             if job.config["preflight"]:
                 raise ConfigError("preflight=true looks at one configuration: leave out -m and what varies")
         except ConfigError as error:

@@ -154,19 +154,20 @@ def leave_signals_to_us(trainer: L.Trainer) -> None:
 
 
 @rank_zero_only
-def prepare_folder(config: dict[str, Any], directory: Path, trainer: L.Trainer, step: int) -> None:
+def prepare_folder(config: dict[str, Any], directory: Path, trainer: L.Trainer, step: int, begins: bool) -> None:
     """Makes the run's folder ready for an attempt: config.yaml, no rows of updates that will be done again.
 
     Args: step: the update that the attempt goes on from; 0 for the start.
+          begins: whether the run does, from the start or from another run's checkpoint.
     """
     directory.mkdir(parents=True, exist_ok=True)
     file = directory / "config.yaml"
-    if step == 0 and file.exists() and differing_keys(saved_config(directory), config):
+    if begins and file.exists() and differing_keys(saved_config(directory), config):
         for name in ("wandb_id", "wandb_sent"):  # an attempt of another configuration failed before its first checkpoint
             (directory / name).unlink(missing_ok=True)
     write_text(file, OmegaConf.to_yaml(OmegaConf.create(config)))
     (directory / "summary.json").unlink(missing_ok=True)  # of what is about to be done again, or of fewer updates
-    if step == 0:
+    if begins:
         note_origins(config, directory)
     loggers: Any = trainer.loggers  # train/runs/loggers.py
     for logger in loggers:

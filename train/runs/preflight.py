@@ -81,7 +81,7 @@ def preflight(config: dict[str, Any]) -> None:
         measure = Measure(next(callback for callback in callbacks if isinstance(callback, StepTimes)))
         callbacks.append(measure)
         activations = count_activations(task)
-        prepare_folder(short, directory, trainer, 0)
+        prepare_folder(short, directory, trainer, 0, begins=True)
         trainer.fit(task, datamodule=data)
         if trainer.is_global_zero:
             say(report(config, task, trainer, measure, window, sum(activations.values())))

@@ -19,10 +19,11 @@ from train.runs.loggers import Wandb
 from train.runs.memory import out_of_memory_explained
 from train.runs.nonfinite import Diverged, NonFiniteGuard
 from train.runs.preflight import preflight
-from train.runs.resume import check_continues, choose_checkpoint, last_good, nothing_left
+from train.runs.resume import check_continues, choose_checkpoint, differences_from, is_of_another, last_good, nothing_left
 from train.runs.rundir import RUNS, lock, release, write_text
 from train.runs.times import StepTimes
 from train.runs.workers import workers_explained
+from train.sharding import FullyShard
 from train.signals import Signals
 from train.tasks.task import RestorationTask
 
@@ -53,7 +54,7 @@ def run(config: dict[str, Any], trainer: L.Trainer) -> None:
 
 
 def attempt(config: dict[str, Any], trainer: L.Trainer, directory: Path, back_to: Path | None = None) -> None:
-    """From the last checkpoint, the one to go back to, or the start, to the last update.
+    """From the last checkpoint, the one to go back to, another run's, or the start, to the last update.
 
     Raises: Diverged, and what `run` raises.
     """
@@ -61,14 +62,20 @@ def attempt(config: dict[str, Any], trainer: L.Trainer, directory: Path, back_to
     batch = effective_batch(config, trainer)
     checkpoint = ranks.decided_by_rank_zero(lambda: choose_checkpoint(record, directory, back_to))
     saved = load(checkpoint) if checkpoint else None
+    branches = checkpoint is not None and is_of_another(checkpoint, directory)
     if saved:
-        check_continues(f"{checkpoint}", saved, record, task_class(config).kept, batch)
-        if nothing_left(saved["global_step"], config, directory):
+        check_continues(f"{checkpoint}", saved, record, batch, task_class(config).kept if branches else None)
+        if not branches and nothing_left(saved["global_step"], config, directory):
             return
+    if branches and isinstance(trainer.strategy, FullyShard):
+        raise ValueError("trainer=fsdp does not begin from another run: give trainer=ddp, and trainer=fsdp once that has saved")
+    different = differences_from(saved, record, batch) if branches and saved else ""
     task = make_task(config, trainer, fresh=checkpoint is None)
+    task.branches = branches
     data = make_data(config)
     announce(config, task, trainer, checkpoint)
-    prepare_folder(record, directory, trainer, saved["global_step"] if saved else 0)
+    say(different)
+    prepare_folder(record, directory, trainer, saved["global_step"] if saved else 0, begins=branches or checkpoint is None)
     trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     if task.validated_step != trainer.global_step:
         trainer.validate(task, datamodule=data, verbose=False)

@@ -82,6 +82,11 @@ def write_bytes(path: Path, content: bytes) -> None:
     os.replace(temporary, path)
 
 
+def no_such(resume: str) -> str:
+    """The sentence where resume=… names nothing."""
+    return f"resume={resume}: no such file; give auto, never, a run's folder or the path of a checkpoint"
+
+
 def read_summary(directory: Path) -> dict[str, Any] | None:
     """summary.json of a run that reached its last update, or None."""
     path = directory / "summary.json"

@@ -32,7 +32,10 @@ class AdversarialTask(RestorationTask):
     adversary: Adversary
 
     offers = RestorationTask.offers | {"fake_logits", "fake_features", "real_features"}
-    kept = (*RestorationTask.kept, "adversary")
+    kept = (
+        *RestorationTask.kept,
+        *(f"adversary.discriminators.*.{part}" for part in ("network", "part", "optimizer._target_")),
+    )
     reads = frozenset({"components", "real"})
 
     @staticmethod
@@ -113,10 +116,10 @@ class AdversarialTask(RestorationTask):
             raise ValueError("trainer=fsdp trains no discriminators: choose trainer=ddp")
 
     def configure_optimizers(self) -> Any:
-        generator = self.optimizer(params=[p for p in self.network.parameters() if p.requires_grad])
+        generator = self.make_optimizer()
         pairs = [(generator, self.schedule(optimizer=generator))]
         for each in self.adversary.discriminators.values():
-            optimizer = each.make_optimizer(params=list(each.network.parameters()))
+            optimizer = each.make_optimizer(params=list(each.network.named_parameters()))
             pairs.append((optimizer, each.make_schedule(optimizer=optimizer)))
         return [{"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule}} for optimizer, schedule in pairs]
 
@@ -254,7 +257,8 @@ class AdversarialTask(RestorationTask):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        self.scaler.load_state_dict(checkpoint["discriminator_scaler"])
+        if state := checkpoint["discriminator_scaler"]:  # none of another run that needed no scaler
+            self.scaler.load_state_dict(state)
 
 
 def _parameter(network: nn.Module, path: str, term: str) -> nn.Parameter:

@@ -5,6 +5,7 @@ from typing import Any, Protocol, cast
 
 import lightning as L
 import torch
+from torch import nn
 
 from train import ranks
 
@@ -17,6 +18,12 @@ class Saved(Protocol):
     validated_step: int
     validated: dict[str, float]
     unreadable: int
+    branches: bool
+    network: nn.Module
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def configure_optimizers(self) -> Any: ...
 
     @property
     def trainer(self) -> L.Trainer:
@@ -37,12 +44,60 @@ def save(task: Saved, checkpoint: dict[str, Any]) -> None:
 
 def load(task: Saved, checkpoint: dict[str, Any]) -> None:
     """Takes up what `save` added. What belongs to one rank only where there are as many ranks as before."""
+    if task.branches:
+        adopt(task, checkpoint)
     resume_at(task.trainer, checkpoint["global_step"])
     task.validated_step, task.validated = checkpoint["validated"]["step"], checkpoint["validated"]["metrics"]
     if len(checkpoint["ranks"]) == task.trainer.world_size:
         state = checkpoint["ranks"][task.trainer.global_rank]
         set_rng_state(state["rng"])
         task.unreadable = state["unreadable"]
+
+
+def adopt(task: Saved, checkpoint: dict[str, Any]) -> None:
+    """Makes another run's checkpoint one of this run: its state, under this run's configuration.
+
+    Optimizers keep their moments, by parameters' names, and take every option of this configuration. Schedules stand where
+    they would after as many updates. An average that was not kept before begins as the network.
+    """
+    made, step = task.configure_optimizers(), checkpoint["global_step"]
+    pairs = [(each["optimizer"], each["lr_scheduler"]["scheduler"]) for each in (made if isinstance(made, list) else [made])]
+    for _, schedule in pairs:
+        for _ in range(step):
+            schedule.step()
+    saved = checkpoint["optimizer_states"]
+    checkpoint["optimizer_states"] = [with_moments(each.state_dict(), old) for (each, _), old in zip(pairs, saved, strict=True)]
+    checkpoint["lr_schedulers"] = [schedule.state_dict() for _, schedule in pairs]
+    checkpoint["callbacks"]["Checkpoints"]["best"] = []  # of files that lie in the other run's folder
+    for scaler in [name for name, state in checkpoint.items() if state == {} and name.endswith("Precision")]:
+        del checkpoint[scaler]  # of a precision that needed none
+    weights, now = checkpoint["state_dict"], task.state_dict()
+    for name in [name for name in weights if name.startswith("ema.") and name not in now]:
+        del weights[name]
+    for name in [name for name in now if name.startswith("ema.average.") and name not in weights]:
+        weights[name] = weights[f"network.{name.removeprefix('ema.average.')}"]
+
+
+def with_moments(fresh: dict[str, Any], saved: dict[str, Any]) -> dict[str, Any]:
+    """The state of a fresh optimizer with what a saved one has of the same parameters; others begin without.
+
+    Raises: ValueError: the saved one does not name its parameters.
+    """
+    if any("param_names" not in group for group in saved["param_groups"]):
+        raise ValueError(
+            "the checkpoint was written by an earlier version, which did not name what its optimizer trains: go on with that "
+            "run first until it saves another, or take the weights alone with init.ckpt=FILE"
+        )
+    new, old = (
+        {
+            name: number
+            for group in state["param_groups"]
+            for name, number in zip(group["param_names"], group["params"], strict=True)
+        }
+        for state in (fresh, saved)
+    )
+    moments = {new[name]: saved["state"][old[name]] for name in new if old.get(name) in saved["state"]}
+    return {**fresh, "state": moments}
 
 
 def resume_at(trainer: L.Trainer, step: int) -> None:

@@ -76,8 +76,8 @@ class RestorationTask(L.LightningModule):
     inputs: ClassVar[int] = 1
     # Tensors that terms of the loss may name; those that the network returns besides come on top.
     offers = frozenset({"restored", "hq", "lq"}) | NEGATIVES
-    # Groups whose weights and optimizers a checkpoint holds: another one can't go on from it.
-    kept: ClassVar[tuple[str, ...]] = ("network", "ema_decay", "optimizer")
+    # What another run's checkpoint means nothing without: patterns of the keys that must be as they were.
+    kept: ClassVar[tuple[str, ...]] = ("task._target_", "network", "optimizer._target_")
     # Columns of the data that it trains on: names in data.columns.
     reads: ClassVar[frozenset[str]] = frozenset()
 
@@ -96,6 +96,7 @@ class RestorationTask(L.LightningModule):
         self.nonfinite: dict[str, Tensor] = {}  # loss term -> () bool: not finite in a batch since the last update
         self.saving_s = 0.0  # spent on checkpoints since train/runs/times.py last looked
         self.sharded = False
+        self.branches = False  # whether it goes on from another run's checkpoint
         self.outcome: Outcome = "done"  # of the update under way, said by train/runs/nonfinite.py before any step
         # The resolved config and the samples an update consumes, of all ranks: saved in every checkpoint.
         self.config: dict[str, Any] = {}
@@ -171,11 +172,15 @@ class RestorationTask(L.LightningModule):
             self.sharded = True
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(params=[p for p in self.network.parameters() if p.requires_grad])
+        optimizer = self.make_optimizer()
         if self.sharded and type(optimizer).__module__.startswith("bitsandbytes."):
             raise ValueError(f"trainer=fsdp: {type(optimizer).__name__} takes no sharded weights: choose trainer=ddp")
         schedule = self.schedule(optimizer=optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def make_optimizer(self) -> Optimizer:
+        """Of the network. It knows the names of its parameters, by which train/tasks/state.py finds them again."""
+        return self.optimizer(params=[(name, p) for name, p in self.network.named_parameters() if p.requires_grad])
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Reads on the CPU what the CPU needs: asking a GPU for it would wait for all it has to do."""

@@ -1,0 +1,104 @@
+"""What was typed: kept with a run, and put before the arguments of a command that goes on from it."""
+
+import os
+import sys
+from argparse import ArgumentParser
+from pathlib import Path
+
+import hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from train.conf import CONF, groups
+from train.runs.rundir import RUNS, no_such, saved_config
+
+SEARCHED = "hydra.searchpath="
+
+
+def compose(overrides: list[str]) -> DictConfig:
+    """The configuration that these arguments make, without a check."""
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra.compose("train", overrides=overrides)
+
+
+def overrides_of(arguments: list[str]) -> list[str]:
+    """The KEY=VALUE of a command line without its options; the folder of --config-dir becomes an override too."""
+    options = ArgumentParser(add_help=False, allow_abbrev=False)
+    options.add_argument("--config-dir", "-cd")
+    known, others = options.parse_known_args(arguments)
+    searched = [f"{SEARCHED}['file://{Path(known.config_dir).absolute()}']"] if known.config_dir else []
+    return searched + [argument for argument in others if not argument.startswith("-")]
+
+
+def of_job(overrides: list[str]) -> list[str]:
+    """What would have to be typed for one job of the command at hand. overrides: the job's own."""
+    return [*(each for each in overrides_of(sys.argv[1:]) if each.startswith(SEARCHED)), *overrides]
+
+
+def continued(arguments: list[str]) -> list[str]:
+    """The arguments of a command, behind those of the run whose folder or checkpoint it names with resume=….
+
+    The run's folder gives the name too, where none is given. A command that chooses a model or an experiment is taken as it
+    stands.
+
+    Raises: ValueError: the folder is no run's, or lies outside of runs/ and no name is given.
+    """
+    try:
+        given = _parsed(overrides_of(arguments))
+    except HydraException:
+        return arguments  # Hydra says what is wrong
+    keys = {each.key_or_group for each in given}
+    values = [each.value() for each in given if each.key_or_group == "resume" and not each.is_sweep_override()]
+    resume = values[-1] if values else None
+    if not isinstance(resume, str) or resume in ("auto", "never") or keys & {"model", "experiment"}:
+        return arguments
+    folder = Path(os.path.abspath(resume))
+    if not folder.exists():
+        raise ValueError(no_such(resume))
+    if folder.is_file():
+        folder = folder.parent.parent  # of a checkpoint
+    before = [each for each in _parsed(_arguments_of(folder, resume)) if each.key_or_group not in {*keys, "name"}]
+    lines = _still_there(before, given)
+    if "name" not in keys:
+        if RUNS.absolute() not in folder.parents:
+            raise ValueError(f"resume={resume} lies outside of {RUNS}/: give the run that goes on from it a name=…")
+        lines.append(f"name='{folder.relative_to(RUNS.absolute())}'")
+    place = next(n for n, argument in enumerate(arguments) if "=" in argument and argument[0] != "-")  # they stand together
+    return [*arguments[:place], *lines, *arguments[place:]]
+
+
+def _parsed(overrides: list[str]) -> list[Override]:
+    parsed: list[Override] = OverridesParser.create().parse_overrides(overrides)
+    return parsed
+
+
+def _arguments_of(folder: Path, resume: str) -> list[str]:
+    """What config.yaml in a run's folder says was typed, without what was for that attempt alone."""
+    if not (folder / "config.yaml").exists():
+        raise ValueError(
+            f"resume={resume} lies in no run's folder, which would have a config.yaml that says what to train: give that too, "
+            f"as in python train.py model=NAME … resume={resume}"
+        )
+    typed: list[str] | None = saved_config(folder).get("arguments")
+    if typed is None:
+        raise ValueError(
+            f"resume={resume} is of a run whose config.yaml does not say what was typed: give that too, as in "
+            f"python train.py model=NAME … resume={resume}"
+        )
+    return [each for each in typed if each.partition("=")[0] not in ("resume", "preflight", "validate")]
+
+
+def _still_there(before: list[Override], given: list[Override]) -> list[str]:
+    """Of a run's arguments those that have a place where another choice of a group is given: schedule=cosine has no
+    schedule.milestones."""
+    chosen = tuple(f"{each.key_or_group}." for each in given if each.key_or_group in groups())
+    doubtful = [each for each in before if each.key_or_group.startswith(chosen) and not each.is_add()]
+    lines = [str(each.input_line) for each in before if each not in doubtful]
+    if doubtful:
+        plain = [str(each.input_line) for each in given if not each.is_sweep_override()]
+        config = compose([*lines, *plain])
+        missing = object()
+        doubtful = [each for each in doubtful if OmegaConf.select(config, each.key_or_group, default=missing) is not missing]
+    return [*lines, *(str(each.input_line) for each in doubtful)]
