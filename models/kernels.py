@@ -44,7 +44,8 @@ def laid_out(x: Tensor) -> Tensor:
 
 def norm_swish_convolution(x: Tensor, norm: nn.GroupNorm, conv: nn.Conv2d, *, last_use: bool = False) -> Tensor:
     """conv(silu(norm(x))) for a 3x3 convolution, (b, c, h, w) to (b, o, h, w). last_use: whether x may be written over."""
-    gradient = torch.is_grad_enabled() and (x.requires_grad or norm.weight.requires_grad or conv.weight.requires_grad)
+    tensors = (x, *norm.parameters(), *conv.parameters())
+    gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     # The compiler fuses the three itself, and decides itself what to recompute in the backward pass. On a GPU, recomputing is
     # slower than keeping everything (benchmarks/RESULTS.md).
     if torch.compiler.is_compiling() or (gradient and x.device.type != "cpu"):

@@ -203,6 +203,7 @@ def engine(case: Case) -> AdversarialTask:
         loss=LossSet(terms=losses),
         optimizer=build(recipe["optimizer"]),
         schedule=build(recipe["schedule"]),
+        parts=None,
         ema_decay=recipe["ema_decay"],
         validation=Validation(lpips=None, pictures=0, luma=False, border_px=0),
     )

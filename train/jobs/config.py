@@ -194,7 +194,7 @@ def _check_run(config: Node, raw: Node) -> Iterator[str]:
     valid = valid_keys({**read, "init": dict.fromkeys(files)}, raw)
     yield from _check_trainer(config["trainer"])
     for key, value in raw["task"].items():
-        if key not in HYDRA_KEYS and value != f"${{{key}}}":
+        if key not in HYDRA_KEYS and not re.fullmatch(rf"\$\{{(\w+\.)?{key}\}}", str(value)):
             yield f"task.{key}={value!r}: conf/task wires the groups together; set {key} instead"
     for name, value in values.items():
         if name in RUN:
@@ -202,7 +202,10 @@ def _check_run(config: Node, raw: Node) -> Iterator[str]:
         elif name.startswith("init.") and name.removeprefix("init.") in files:
             yield from check_value(name, value, str | None)
         elif isinstance(value, dict) and name in read:
-            yield from check_tree(name, value, raw[name], Node, valid)
+            of_task = {key for key in value if raw["task"].get(key) == f"${{{name}.{key}}}"}
+            yield from check_tree(name, {k: v for k, v in value.items() if k not in of_task}, raw[name], Node, valid)
+            for key in of_task:  # the class of the group knows nothing of it: optimizer.parts
+                yield from check_value(f"{name}.{key}", value[key], _task_hints(config).get(key, Any))
         elif isinstance(value, dict) and (tasks := choices_with("task", f"${{{name}}}")):
             task = config["task"].get("_target_")
             yield f"{name}: {task} does not read it: choose task={_any_of(tasks)}, or leave {name} out (~{name})"
@@ -228,6 +231,13 @@ def _is_read(name: str, raw: Node) -> bool:
     """Whether the run builds a group (or takes a key of init), or a node outside of it names it."""
     others = str({key: value for key, value in raw.items() if key != name})
     return name in BUILT or f"${{{name}}}" in others or f"${{{name}." in others
+
+
+def _task_hints(config: Node) -> dict[str, Any]:
+    try:
+        return target_hints(get_object(config["task"]["_target_"]))
+    except Exception:  # it can't be imported, which is said where it stands
+        return {}
 
 
 def _is_node(value: Any) -> bool:

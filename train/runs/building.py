@@ -97,16 +97,26 @@ def make_data(config: dict[str, Any]) -> L.LightningDataModule:
 def build(node: dict[str, Any]) -> Any:
     """The object that a node with `_target_` describes. What its constructor raises comes through unwrapped.
 
-    A key that the class does not take is a short way to others of the node, which follow it (conf/data/ffhq.yaml): it has done
-    its work. train/jobs/config.py refuses every other key.
+    A key that a class does not take has done its work: others follow it (conf/data/ffhq.yaml), or the task reads it
+    (conf/task/regression.yaml). train/jobs/config.py refuses every other key.
     """
-    parameters = inspect.signature(get_object(node["_target_"])).parameters
-    if not any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
-        node = {key: value for key, value in node.items() if key in parameters or key.startswith("_")}
     try:
-        return instantiate(OmegaConf.create(node), _convert_="all")
+        return instantiate(OmegaConf.create(_taken(node)), _convert_="all")
     except InstantiationException as error:
         raise error.__cause__ or error from None
+
+
+def _taken(node: Any) -> Any:
+    """A node with the keys alone that classes in it take."""
+    if isinstance(node, list):
+        return [_taken(child) for child in node]
+    if not isinstance(node, dict):
+        return node
+    children = {key: _taken(child) for key, child in node.items()}
+    parameters = inspect.signature(get_object(node["_target_"])).parameters if "_target_" in node else {}
+    if not parameters or any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
+        return children
+    return {key: child for key, child in children.items() if key in parameters or key.startswith("_")}
 
 
 def make_trainer(config: dict[str, Any]) -> L.Trainer:

@@ -115,6 +115,8 @@ def announce(config: dict[str, Any], task: RestorationTask, trainer: L.Trainer, 
         f"{f'continues from {checkpoint}' if checkpoint else 'starts at update 0'}, ends at update {trainer.max_steps}; "
         f"writes to {trainer.default_root_dir}"
     )
+    if task.parts:
+        say(f"optimizer.parts: {'; '.join(map(str, task.learning))}")
     if task.validation.lpips is None:
         say(f"validation goes without LPIPS: {task.validation.lpips_missing}")
 

@@ -24,7 +24,10 @@ class AutoencodingTask(AdversarialTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.codebook.register(self._codebooks()[0].num_embeddings)
+        book = self._codebooks()[0]
+        if self.codebook.restart and not book.weight.requires_grad:
+            raise ValueError("codebook.restart=true renews codes that optimizer.parts freezes: set codebook.restart=false")
+        self.codebook.register(book.num_embeddings)
         self.latent: Tensor | None = None  # of the last batch, for dead codes to begin from
 
     def _codebooks(self) -> list[nn.Embedding]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, dataclass_transfo
 
 import lightning as L
 import torch
-from annotated_types import Interval
+from annotated_types import Ge, Interval
 from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from data.batch import Batch
 from losses.frozen import frozen_within
 from losses.weighted import LossSet, Terms, grad_norms
+from train.parts import optimizer_of, split
 from train.sharding import shard
 from train.tasks import state
 from train.tasks.calling import Branching, check_arguments, named_outputs, outputs
@@ -67,6 +68,7 @@ class RestorationTask(L.LightningModule):
     network: nn.Module  # (b, 3, h, w) LQ to restored
     loss: LossSet
     optimizer: Callable[..., Optimizer]  # parameters -> optimizer
+    parts: dict[str, Annotated[float, Ge(0)]] | None  # patterns of the network's parameters -> factor on the learning rate
     schedule: Callable[..., LRScheduler]  # optimizer -> learning rate by generator update
     ema_decay: Decay | None  # of the average that validates and is exported; null keeps none
     validation: Validation
@@ -83,6 +85,7 @@ class RestorationTask(L.LightningModule):
 
     def __post_init__(self) -> None:
         check_arguments(self.network, self.calls_with, self.inputs)
+        self.learning = split(self.network, self.parts or {})  # before DDP looks at what is trained
         self.offers = self.offers | named_outputs(self.network)
         self.loss.check_offered(self.offers, type(self).__name__)
         self.ema = EMA(self.network, self.ema_decay) if self.ema_decay is not None else None
@@ -180,7 +183,7 @@ class RestorationTask(L.LightningModule):
 
     def make_optimizer(self) -> Optimizer:
         """Of the network. It knows the names of its parameters, by which train/tasks/state.py finds them again."""
-        return self.optimizer(params=[(name, p) for name, p in self.network.named_parameters() if p.requires_grad])
+        return optimizer_of(self.network, self.learning, self.optimizer)
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Reads on the CPU what the CPU needs: asking a GPU for it would wait for all it has to do."""
@@ -253,7 +256,9 @@ class RestorationTask(L.LightningModule):
 
     @property
     def learning_rate(self) -> float:
-        return float(self.trainer.optimizers[0].param_groups[0]["lr"])
+        """The schedule's, of what no pattern of optimizer.parts names."""
+        schedule: Any = self.trainer.lr_scheduler_configs[0].scheduler
+        return float(schedule.get_last_lr()[0])
 
     def on_validation_epoch_start(self) -> None:
         self.validation.reset()

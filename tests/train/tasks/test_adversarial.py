@@ -81,6 +81,7 @@ def task(
         loss=LossSet(terms=terms or gan),
         optimizer=optimizer,
         schedule=schedule,
+        parts=None,
         ema_decay=ema_decay,
         validation=Validation(lpips=None, pictures=0, luma=False, border_px=0),
     )
