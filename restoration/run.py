@@ -175,7 +175,7 @@ def outputs_of(source: Files, settings: Settings) -> list[Path]:
             f"input={settings.input}: several images would become {target}, as they differ by suffix alone: rename one"
         )
     within = Path(settings.input).is_dir() and folder.resolve().is_relative_to(source.root.resolve())
-    inputs = {Path(source.name(i)).resolve() for i in range(len(source))}
+    inputs = {(source.root / path).resolve() for path in source.paths}
     if within or any(target.resolve() in inputs for target in targets):
         raise ValueError(f"output={settings.output} is where the input lies: give another folder")
     try:

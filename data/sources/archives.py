@@ -19,7 +19,7 @@ from isal import isal_zlib
 
 from data.sources.files import existing
 from data.sources.listing import SUFFIXES, entries_of, is_image, tell_left_aside
-from data.sources.shown import first_few
+from data.sources.shown import first_few, printable
 
 LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip's member: signature, length of its name, length of the extra field
 # What zipfile and tarfile raise on damaged files.
@@ -97,7 +97,7 @@ class ZipImages:
 
     def name(self, index: int) -> str:
         """The zip file and the path within."""
-        return f"{self.file}/{self.paths[index]}"
+        return printable(f"{self.file}/{self.paths[index]}")
 
     def read(self, index: int) -> bytes:
         """The file's contents."""
@@ -138,7 +138,7 @@ class TarImages:
 
     def name(self, index: int) -> str:
         """The tar file and the path within."""
-        return f"{self.file}/{self.paths[index]}"
+        return printable(f"{self.file}/{self.paths[index]}")
 
     def read(self, index: int) -> bytes:
         """The file's contents."""
@@ -184,7 +184,7 @@ class Shards:
 
     def name(self, index: int) -> str:
         """The shard and the path within."""
-        return f"{self.files[self.members[index].archive]}/{self.paths[index]}"
+        return printable(f"{self.files[self.members[index].archive]}/{self.paths[index]}")
 
     def read(self, index: int) -> bytes:
         """The file's contents."""

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from data.sources.listing import SUFFIXES, files_below, images_among
-from data.sources.shown import first_few
+from data.sources.shown import first_few, printable
 
 
 def existing(root: str, what: str) -> Path:
@@ -30,7 +30,7 @@ class Files:
 
     def name(self, index: int) -> str:
         """The full path."""
-        return str(self.root / self.paths[index])
+        return printable(str(self.root / self.paths[index]))
 
     def read(self, index: int) -> bytes:
         """The file's contents."""

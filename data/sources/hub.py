@@ -24,7 +24,7 @@ from annotated_types import Ge
 from data.sources.archives import MOST_SWOLLEN, swells
 from data.sources.cards import belongs, check_cards
 from data.sources.listing import files_below, is_image, tell_left_aside
-from data.sources.shown import first_few
+from data.sources.shown import first_few, printable
 from data.sources.source import Source
 
 PAUSES_S = (1, 4, 15, 60)  # before a read over the network is tried again
@@ -124,7 +124,7 @@ class ParquetImages:
 
     def name(self, index: int) -> str:
         """The file, and the row counted over all files."""
-        return f"{self.files[self.groups[self._group_of(index)][0]]} (row {index})"
+        return printable(f"{self.files[self.groups[self._group_of(index)][0]]} (row {index})")
 
     def read(self, index: int) -> bytes:
         """The image of a row; reads its row group if it isn't at hand."""
@@ -194,7 +194,7 @@ class ArrowImages:
 
     def name(self, index: int) -> str:
         """The file, and the row counted over all files."""
-        return f"{self.files[bisect_right(self.starts, index) - 1]} (row {index})"
+        return printable(f"{self.files[bisect_right(self.starts, index) - 1]} (row {index})")
 
     def read(self, index: int) -> bytes:
         """The image of a row."""
@@ -216,7 +216,7 @@ class FileImages:
 
     def name(self, index: int) -> str:
         """The path or address."""
-        return self.paths[index]
+        return printable(self.paths[index])
 
     def read(self, index: int) -> bytes:
         """The file's contents."""

@@ -8,6 +8,7 @@ import lmdb
 
 from data.sources.files import existing
 from data.sources.listing import is_hidden
+from data.sources.shown import printable
 
 _opened: dict[str, tuple[int, lmdb.Environment]] = {}  # path -> the process that opened it, and what it opened
 
@@ -67,7 +68,7 @@ class LmdbImages:
 
     def name(self, index: int) -> str:
         """The folder and the name in meta_info.txt."""
-        return f"{self.folder}/{self.paths[index]}"
+        return printable(f"{self.folder}/{self.paths[index]}")
 
     def read(self, index: int) -> bytes:
         """The value of the key."""

@@ -12,7 +12,7 @@ class Source(Protocol):
         """Number of files."""
 
     def name(self, index: int) -> str:
-        """What to call the file in a message."""
+        """What to call the file in a message, printable; not to open it by."""
 
     def read(self, index: int) -> bytes:
         """The file's contents. Raises OSError when it can't be read."""

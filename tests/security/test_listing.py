@@ -8,12 +8,15 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import lmdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from data.images import UnreadableImage
+from data.reading import read_image
 from data.sources.archives import ZipImages
 from data.sources.cards import belongs
 from data.sources.files import ImageFolder
@@ -201,3 +204,28 @@ def test_names_move_no_cursor(root: Path) -> None:
         open_images(root=str(root / "list.txt"))
     assert "\x1b" not in str(failed.value)
     assert np.array(Image.open(root / "a.png")).shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar", "lmdb", "hf"])
+def test_messages_on_an_image_move_no_cursor(kind: str, root: Path) -> None:
+    """A name that clears the screen, in each kind of source, when its file is no image."""
+    (root / "a.png").unlink()
+    (root / "\x1b[2Ja.png").write_bytes(b"no image")
+    store = root.parent / f"store.{kind}"
+    if kind == "zip":
+        with zipfile.ZipFile(store, "w") as archive:
+            archive.write(root / "\x1b[2Ja.png", "\x1b[2Ja.png")
+    elif kind == "tar":
+        with tarfile.open(store, "w") as archive:
+            archive.add(root, "faces")
+    elif kind == "lmdb":
+        store.mkdir()
+        with lmdb.open(str(store), map_size=2**20) as environment, environment.begin(write=True) as transaction:
+            transaction.put(b"\x1b[2Ja", b"no image")
+        (store / "meta_info.txt").write_text("\x1b[2Ja.png (1,1,3) 1\n", encoding="utf-8")
+    source = (
+        hugging_face(root=str(root), **OPTIONS) if kind == "hf" else open_images(root=str(store if store.exists() else root))
+    )
+    with pytest.raises(UnreadableImage, match=r"\\x1b\[2Ja\.png can't be read as an image") as failed:
+        read_image(source, 0)
+    assert str(failed.value).isprintable()
