@@ -20,7 +20,7 @@ from data.images import to_tensor
 from data.prepare.codes import GPU_WORKERS, chosen, store
 from data.prepare.jobs.arguments import Command
 from data.prepare.jobs.files import Unusable, output_stems, write_bytes, write_text
-from data.prepare.jobs.names import check_files
+from data.prepare.jobs.names import check_files, leads_out
 from data.prepare.jobs.records import Record, Shard
 from data.prepare.jobs.work import cores, run
 from data.reading import read_image
@@ -129,8 +129,9 @@ def command(networks: Callable[[], Networks]) -> Command:
 
 
 def files_of(names: list[str] | None, paths: list[str]) -> dict[str, str]:
-    """Path -> the file of its latent in OUT. names: of the images; None: they have none, as the rows of a table."""
-    stems = output_stems(names) if names else {path: f"{n:08d}" for n, path in enumerate(paths)}
+    """Path -> the file of its latent in OUT: a number where images have no names (None), or names that lead elsewhere."""
+    named = not any(map(leads_out, names or ()))
+    stems = output_stems(names) if names and named else {path: f"{n:08d}" for n, path in enumerate(paths)}
     return {path: f"{stem}.safetensors" for path, stem in stems.items()}
 
 

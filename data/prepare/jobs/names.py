@@ -40,10 +40,16 @@ def of_listed(name: str) -> str:
     return of_line(name) or ("begin with # or begin or end with blanks" if name != name.strip() or name[0] == "#" else "")
 
 
+def leads_out(name: str) -> bool:
+    """Whether a name below a folder is not below it, as members of an archive and lines of a list may be called."""
+    path = PurePosixPath(name)
+    return path.is_absolute() or ".." in path.parts
+
+
 def check_files(names: Mapping[str, str], out: Path) -> None:
     """Whether files of these names can all be written below out, which need not be there yet.
 
-    Raises:  ValueError: names are too long for the file system, or two are one file or file and folder there.
+    Raises:  ValueError: names lead out of it or are too long for the file system, or two are one file or file and folder.
     """
     there = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.is_dir())
     most, most_of_path = os.pathconf(there, "PC_NAME_MAX"), os.pathconf(there, "PC_PATH_MAX")
@@ -55,6 +61,7 @@ def check_files(names: Mapping[str, str], out: Path) -> None:
             return f"would be longer than {most} bytes, or with their folders than {most_of_path}"
         return ""
 
+    judge(names, lambda name: "lead out of it" if leads_out(name) else "", str(out))
     judge(names, of_file, str(out))
     folders = {parent.as_posix() for name in names.values() for parent in PurePosixPath(name).parents}
     judge(names, lambda name: "would also be those of folders" if name in folders else "", str(out))

@@ -9,7 +9,9 @@ from PIL import Image
 
 import data.prepare.jobs.names
 import data.prepare.pack
-from data.columns.components import read
+from data.columns.codes import CodeFile
+from data.columns.codes import read as read_codes
+from data.columns.components import COLUMNS, read
 from data.images import decode
 from data.prepare.jobs import work
 from data.prepare.jobs.files import write_csv
@@ -95,6 +97,26 @@ def test_they_are_judged_before_the_work(command, names, says, prepare, images, 
     with pytest.raises(ValueError, match=says):
         raise ValueError(text)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images"], "nothing was written"
+
+
+def test_latents_are_written_into_out_whatever_an_archive_or_a_list_calls_its_images(tmp_path):
+    """out / "../x" and out / "/x" are not in out."""
+    names = ["a.png", "../../x.png", "/etc/x.png"]
+    files = files_of(names, names)
+    assert list(files.values()) == ["00000000.safetensors", "00000001.safetensors", "00000002.safetensors"]
+    check_files(files, tmp_path)
+    with pytest.raises(
+        ValueError, match=r"2 names can't stand in .*, the first is \.\./\.\./x\.png, /etc/x\.png \(they lead out of it\)"
+    ):
+        check_files({name: name for name in names}, tmp_path)
+
+
+def test_codes_know_images_of_any_name(tmp_path):
+    names, codes = [LATIN, BROKEN, SEPARATED, FORMULA], np.zeros((4, 2, 2), np.int16)
+    (tmp_path / "codes.safetensors").write_bytes(
+        CodeFile(names, codes, codes, np.zeros((4, 2), np.int64), 64, "teacher").packed()
+    )
+    assert read_codes(str(tmp_path / "codes.safetensors")).names == names
 
 
 def test_files_of_latents_are_judged_by_their_own_names(tmp_path):
@@ -183,8 +205,7 @@ def test_tables_hold_names_as_texts_and_numbers_as_numbers(tmp_path):
 
 
 def test_components_of_an_image_whose_name_is_a_formula(tmp_path):
-    columns = data.columns.components.COLUMNS
-    write_csv(tmp_path / "c.csv", columns, [dict(zip(columns, [FORMULA, 512, *[100.0] * 9], strict=True))])
+    write_csv(tmp_path / "c.csv", COLUMNS, [dict(zip(COLUMNS, [FORMULA, 512, *[100.0] * 9], strict=True))])
     assert read(str(tmp_path / "c.csv")).names == [FORMULA]
 
 
