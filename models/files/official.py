@@ -106,7 +106,7 @@ def read(path: str | Path, which: Which | None = None) -> Checkpoint:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: give a checkpoint file, or a run folder with checkpoints/last.ckpt")
     try:
-        content, recorded = _open_safetensors(path) if path.suffix == ".safetensors" else _open_pickle(path)
+        content, recorded = _open_safetensors(path) if _is_safetensors(path) else _open_pickle(path)
         state, wrapper = unwrap(content, which, str(path))
     except (AttributeError, TypeError) as error:  # a pickle may put anything in place of an OrderedDict's own methods
         raise CheckpointError(f"{path} holds no mapping that can be read ({shown(str(error))}): fetch it again") from error
@@ -131,6 +131,16 @@ def _read_diffusers(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path} is not a {what} as `export --format diffusers` writes it: {reason}") from error
     recorded = {"_target_": class_path(type(network)), **folders[of].arguments(network)}
     return Checkpoint(path, network.state_dict(), f"none: a folder of diffusers' {of}", recorded)
+
+
+def _beginning(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(24)
+
+
+def _is_safetensors(path: Path) -> bool:
+    """By its name, or by its first bytes: a number of 8 bytes, then `{`."""
+    return path.suffix == ".safetensors" or _beginning(path)[8:9] == b"{"
 
 
 def _open_safetensors(path: Path) -> tuple[object, Arguments | None]:
@@ -164,9 +174,11 @@ def _open_pickle(path: Path) -> tuple[object, Arguments | None]:
                 f"{path} is refused: as a pickle it would run code when opened (it calls for {code}). If you trust its "
                 "source, re-save the bare state dict elsewhere with safetensors.torch.save_file, and give that file"
             ) from None
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = next(iter(str(error).splitlines()), type(error).__name__).partition(". ")[0]
+        if isinstance(error, pickle.UnpicklingError):  # torch then explains at length how to run foreign code
+            reason = f"it begins with {_beginning(path)!r}"
         raise CheckpointError(
-            f"{path} is truncated or not a checkpoint ({shown(reason[:120])}): give a .ckpt, .pth, .pt or .safetensors file, "
+            f"{path} is truncated or not a checkpoint ({shown(reason, 120)}): give a .ckpt, .pth, .pt or .safetensors file, "
             "or fetch it again"
         ) from error
     config = content.get("config") if isinstance(content, Mapping) else None
@@ -223,7 +235,7 @@ def unwrap(content: object, which: Which | None, where: str) -> tuple[dict[str, 
         there = first(list(map(str, content))) if isinstance(content, Mapping) else f"a {type(content).__name__}"
         raise CheckpointError(
             f"{where} holds no tensors under the usual names, but {there or 'nothing'}: give a file with a state dict, bare or "
-            f"under {', '.join(WRAPPERS)}"
+            "under params, state_dict, model or the like"
         )
     own = "discriminator" if which and which.startswith("discriminator ") else None  # a file without discriminators' names
     chosen = next((part for part in parts if which is None or part[1] in (which, own)), None)

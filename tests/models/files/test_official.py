@@ -385,6 +385,26 @@ def test_no_tensors(tmp_path: Path, content: object, there: str) -> None:
         read(tmp_path / "empty.pth")
 
 
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1", r"it begins with b'version https://git-lfs\.'"),
+        (b"<!DOCTYPE html><html><body>", r"it begins with b'<!DOCTYPE html><html><bo'"),
+        (b"\x1b[2J" * 40, r"it begins with b'\\x1b\[2J"),
+    ],
+)
+def test_what_is_no_checkpoint_is_told_by_its_beginning(tmp_path: Path, content: bytes, says: str) -> None:
+    (tmp_path / "page.pth").write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"page\.pth is truncated or not a checkpoint \({says}"):
+        read(tmp_path / "page.pth")
+
+
+def test_safetensors_under_another_name(tmp_path: Path) -> None:
+    save_file(filled().state_dict(), tmp_path / "a.safetensors")
+    (tmp_path / "a.safetensors").rename(tmp_path / "a.pth")
+    assert same_weights(build(tmp_path / "a.pth"), filled())
+
+
 def test_strange_entries(tmp_path: Path) -> None:
     torch.save({**filled().state_dict(), "step": 3}, tmp_path / "mixed.pth")
     with pytest.raises(CheckpointError, match=r"mixed\.pth: 1 entries are no tensors \(step\)"):
