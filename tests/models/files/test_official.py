@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from models.files import official
 from models.files.families import full_state
 from models.files.official import CheckpointError, build, load_into, read, recognise
+from models.files.wrappers import WRAPPERS, unwrap
 from models.swinir import SwinIR
 from tests.models.diffusion.test_stable_diffusion import control
 from tests.parity import fill
@@ -67,7 +68,7 @@ def same_weights(ours: nn.Module, theirs: nn.Module) -> bool:
 
 
 def unwrapped(content: object, which: str | None = None) -> dict[str, Tensor]:
-    return official.unwrap(content, which, "FILE")[0]
+    return unwrap(content, which, "FILE")[0]
 
 
 def last_bias(network: nn.Module) -> Tensor:
@@ -193,7 +194,7 @@ def test_beginnings_in_every_order(prefix: str) -> None:
 @pytest.mark.parametrize(
     "holders",
     [
-        *((name,) for name, which in official.WRAPPERS.items() if which != "discriminator"),
+        *((name,) for name, which in WRAPPERS.items() if which != "discriminator"),
         *(("model", "state_dict"), ("state_dict", "model"), ("generator", "params_ema"), ("net", "model", "params", "net_g")),
     ],
 )
