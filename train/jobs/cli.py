@@ -170,6 +170,7 @@ def help_text() -> str:
         "python train.py -m hydra/sweeper=optuna … 'optimizer.lr=tag(log,interval(1e-5,1e-3))'   a search",
         "python train.py [-m] hydra/launcher=slurm …     the same as SLURM jobs; docs/runs.md has more",
         "python train.py … preflight=true                does it fit, how long will it take? A few updates; nothing is kept",
+        "python train.py resume=runs/NAME validate=true  its metrics, or of init.ckpt=FILE; nothing is trained or written",
         "python train.py … --cfg job                     print the resolved configuration",
         "",
         "Keys most often set: name, seed, resume=auto|never|PATH|runs/NAME, init.ckpt, optimizer.lr, data.root,",

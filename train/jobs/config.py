@@ -42,6 +42,7 @@ RUN: dict[str, Any] = {
     "seed": Annotated[int, Interval(ge=0, lt=2**32)],
     "resume": Annotated[str, StringConstraints(min_length=1)],
     "preflight": bool,
+    "validate": bool,
     "weights.dir": str,
     "init.ckpt": str | None,
     "init.required": bool,
@@ -193,6 +194,8 @@ def _check_run(config: Node, raw: Node) -> Iterator[str]:
     files = {key for key, value in given if f"init.{key}" in RUN or value is None or _is_read(f"init.{key}", raw)}
     valid = valid_keys({**read, "init": dict.fromkeys(files)}, raw)
     yield from _check_trainer(config["trainer"])
+    if config.get("preflight") is True and config.get("validate") is True:
+        yield "preflight=true and validate=true: give one of them"
     for key, value in raw["task"].items():
         if key not in HYDRA_KEYS and not re.fullmatch(rf"\$\{{(\w+\.)?{key}\}}", str(value)):
             yield f"task.{key}={value!r}: conf/task wires the groups together; set {key} instead"

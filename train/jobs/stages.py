@@ -64,8 +64,8 @@ def planned(chain: str, stages: dict[str, list[str]], arguments: list[str]) -> d
         overrides = [*(each.format(**runs) for each in own), *shared, *given, f"name='{name}/{stage}'"]
         try:
             configs[stage] = {**check(compose(overrides)), "arguments": overrides}
-            if configs[stage]["preflight"]:
-                raise ConfigError("preflight=true looks at one stage: python train.py model=… preflight=true")
+            if looks := [key for key in ("preflight", "validate") if configs[stage][key]]:
+                raise ConfigError(f"{looks[0]}=true looks at one stage: python train.py model=… {looks[0]}=true")
         except ConfigError as error:
             raise ConfigError("\n".join(f"{stage}: {line}" for line in str(error).splitlines())) from error
     return configs

@@ -68,8 +68,8 @@ class Sweep:
         self.jobs.append(job)
         try:
             job.config = {**check(config), "arguments": of_job(list(HydraConfig.get().overrides.task))}
-            if job.config["preflight"]:
-                raise ConfigError("preflight=true looks at one configuration: leave out -m and what varies")
+            if looks := [key for key in ("preflight", "validate") if job.config[key]]:
+                raise ConfigError(f"{looks[0]}=true looks at one configuration: leave out -m and what varies")
         except ConfigError as error:
             job.error = str(error)
         return job

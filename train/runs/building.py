@@ -80,6 +80,7 @@ def quieten() -> None:
         r"You have overridden `on_before_batch_transfer`",  # of the task, which knows what it reads there
         r"FSDP2-wrapped module .* returned a view",  # nothing changes it in place
         r".*treespec, LeafSpec.*",  # between Lightning and torch
+        r"Be aware that when using `ckpt_path`, callbacks",  # a validation alone has none
         r"Detected call of `lr_scheduler.step\(\)` before",  # discriminators that have not begun yet
     ):
         warnings.filterwarnings("ignore", message)
@@ -132,10 +133,11 @@ def make_trainer(config: dict[str, Any]) -> L.Trainer:
     if settings["strategy"] == "ddp" and task_class(config).unused_parameters(config):
         settings["strategy"] = "ddp_find_unused_parameters_true"
     shown = {} if config["preflight"] else config["logger"]  # the numbers of a preflight are not the run's
-    loggers = [CsvLogger(directory=str(directory)), *(build(node) for node in shown.values())]
+    loggers = [] if config["validate"] else [CsvLogger(directory=str(directory)), *(build(node) for node in shown.values())]
     # StepTimes comes last, so that waiting is counted where it belongs: the guard waits for the device, which would else count
     # the backward pass as the optimizer's, and saving waits for the other ranks, whose data may be late.
     callbacks = [build(config["guard"]), Pictures(), build(config["checkpoint"]), StepTimes(file=directory / "times.csv")]
+    callbacks = [] if config["validate"] else callbacks
     try:
         trainer: L.Trainer = build({**settings, "_partial_": True})(
             default_root_dir=directory,

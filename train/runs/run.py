@@ -22,6 +22,7 @@ from train.runs.preflight import preflight
 from train.runs.resume import check_continues, choose_checkpoint, differences_from, is_of_another, last_good, nothing_left
 from train.runs.rundir import RUNS, lock, release, write_text
 from train.runs.times import StepTimes
+from train.runs.validate import validate
 from train.runs.workers import workers_explained
 from train.sharding import FullyShard
 from train.signals import Signals
@@ -41,6 +42,9 @@ def run(config: dict[str, Any], trainer: L.Trainer) -> None:
         check_same_config(recorded(config))
         if config["preflight"]:
             preflight(config)
+            return
+        if config["validate"]:
+            validate(config)
             return
         directory, held = RUNS / config["name"], []
         ranks.decided_by_rank_zero(lambda: held.append(lock(directory)))

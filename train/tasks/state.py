@@ -5,6 +5,7 @@ from typing import Any, Protocol, cast
 
 import lightning as L
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 
 from train import ranks
@@ -45,7 +46,9 @@ def save(task: Saved, checkpoint: dict[str, Any]) -> None:
 def load(task: Saved, checkpoint: dict[str, Any]) -> None:
     """Takes up what `save` added. What belongs to one rank only where there are as many ranks as before."""
     if task.branches:
-        adopt(task, checkpoint)
+        match_average(task, checkpoint["state_dict"])
+        if task.trainer.state.fn == TrainerFn.FITTING:
+            adopt(task, checkpoint)
     resume_at(task.trainer, checkpoint["global_step"])
     task.validated_step, task.validated = checkpoint["validated"]["step"], checkpoint["validated"]["metrics"]
     if len(checkpoint["ranks"]) == task.trainer.world_size:
@@ -58,7 +61,7 @@ def adopt(task: Saved, checkpoint: dict[str, Any]) -> None:
     """Makes another run's checkpoint one of this run: its state, under this run's configuration.
 
     Optimizers keep their moments, by parameters' names, and take every option of this configuration. Schedules stand where
-    they would after as many updates. An average that was not kept before begins as the network.
+    they would after as many updates.
     """
     made, step = task.configure_optimizers(), checkpoint["global_step"]
     pairs = [(each["optimizer"], each["lr_scheduler"]["scheduler"]) for each in (made if isinstance(made, list) else [made])]
@@ -71,7 +74,11 @@ def adopt(task: Saved, checkpoint: dict[str, Any]) -> None:
     checkpoint["callbacks"]["Checkpoints"]["best"] = []  # of files that lie in the other run's folder
     for scaler in [name for name, state in checkpoint.items() if state == {} and name.endswith("Precision")]:
         del checkpoint[scaler]  # of a precision that needed none
-    weights, now = checkpoint["state_dict"], task.state_dict()
+
+
+def match_average(task: Saved, weights: dict[str, Any]) -> None:
+    """Begins an average that another run did not keep as its network; drops one that is not kept on."""
+    now = task.state_dict()
     for name in [name for name in weights if name.startswith("ema.") and name not in now]:
         del weights[name]
     for name in [name for name in now if name.startswith("ema.average.") and name not in weights]:
