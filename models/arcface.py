@@ -6,10 +6,22 @@ from torch import Tensor, nn
 GREY = (0.2989, 0.587, 0.114)  # weights of red, green and blue
 
 
-class IRBlock(nn.Module):
-    """Norm, convolution, norm, PReLU, strided convolution, norm; the same PReLU again after the sum."""
+class Excitation(nn.Module):
+    """Squeeze and excitation (Hu et al. 2018): each channel times a weight in (0, 1) that follows from the means of all."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc = nn.Sequential(nn.Linear(width, width // 16), nn.PReLU(), nn.Linear(width // 16, width), nn.Sigmoid())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, width, h, w) to the same."""
+        return x * self.fc(x.mean((2, 3)))[..., None, None]
+
+
+class IRBlock(nn.Module):
+    """Norm, convolution, norm, PReLU, strided convolution, norm, excitation if any; the same PReLU again after the sum."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, use_se: bool) -> None:
         super().__init__()
         self.bn0 = nn.BatchNorm2d(inputs)
         self.conv1 = nn.Conv2d(inputs, inputs, 3, padding=1, bias=False)
@@ -17,6 +29,7 @@ class IRBlock(nn.Module):
         self.prelu = nn.PReLU()
         self.conv2 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
+        self.se = Excitation(outputs) if use_se else nn.Identity()
         self.downsample: nn.Module | None = None
         if stride != 1 or inputs != outputs:
             self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
@@ -25,18 +38,19 @@ class IRBlock(nn.Module):
         """(b, inputs, h, w) to (b, outputs, h / stride, w / stride), sides rounded up."""
         shortcut = x if self.downsample is None else self.downsample(x)
         x = self.prelu(self.bn1(self.conv1(self.bn0(x))))
-        return self.prelu(self.bn2(self.conv2(x)) + shortcut)
+        return self.prelu(self.se(self.bn2(self.conv2(x))) + shortcut)
 
 
 class ResNetArcFace(nn.Module):
     """Faces to embeddings of 512 numbers; keys are those of arcface_resnet18.pth.
 
-    Args: layers: blocks of each of the four stages, [2, 2, 2, 2] as published (without squeeze and excitation).
+    Args: layers: blocks of each of the four stages, [2, 2, 2, 2] as published.
+          use_se: whether blocks have squeeze and excitation; the published file's have none.
     """
 
     face_px = 128
 
-    def __init__(self, *, layers: list[int]) -> None:
+    def __init__(self, *, layers: list[int], use_se: bool = False) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(1, 64, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
@@ -44,8 +58,8 @@ class ResNetArcFace(nn.Module):
         widths = (64, 64, 128, 256, 512)
         for stage, blocks in enumerate(layers, start=1):
             inputs, outputs = widths[stage - 1], widths[stage]
-            first = IRBlock(inputs, outputs, 1 if stage == 1 else 2)
-            self.add_module(f"layer{stage}", nn.Sequential(first, *(IRBlock(outputs, outputs, 1) for _ in range(blocks - 1))))
+            further = (IRBlock(outputs, outputs, 1, use_se) for _ in range(blocks - 1))
+            self.add_module(f"layer{stage}", nn.Sequential(IRBlock(inputs, outputs, 1 if stage == 1 else 2, use_se), *further))
         self.bn4 = nn.BatchNorm2d(512)
         self.dropout = nn.Dropout()
         self.fc5 = nn.Linear(512 * 8 * 8, 512)

@@ -13,7 +13,7 @@ from models.codeformer import CodeFormer, Fusion, SelfAttention, adaptive_instan
 from models.files.official import build, export, recognise
 from models.vqgan import VQAutoEncoder
 from tests.parity.cases import folders, manifest, manifests_in
-from tests.parity.codeformer import codeformer_arguments
+from tests.parity.families.codeformer import codeformer_arguments
 
 AUTOENCODER: dict[str, Any] = {
     "img_size": 16,

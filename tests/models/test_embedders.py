@@ -11,7 +11,7 @@ from models.arcface import ResNetArcFace
 from models.facenet import FaceNet
 from models.vgg import VGG19Features
 from tests.parity.cases import folders, manifest, manifests_in
-from tests.parity.gan import adaface_arguments
+from tests.parity.families.adaface import adaface_arguments
 
 NAMES = ("adaface", "gfpgan_arcface")
 MANIFESTS = [path for folder in folders() for path in manifests_in(folder) if path.name.startswith(NAMES)]

@@ -14,7 +14,7 @@ from models.files.official import CheckpointError, build, export, load_into, rec
 from models.gfpgan import GFPGANv1, GFPGANv1Clean, to_clean, to_equalised
 from models.stylegan2 import StyleGAN2Generator
 from tests.parity.cases import folders, manifest, manifests_in
-from tests.parity.gfpgan import bilinear_arguments, gfpgan_arguments
+from tests.parity.families.gfpgan import bilinear_arguments, gfpgan_arguments
 
 CLEAN: dict[str, Any] = {
     "out_size": 16,

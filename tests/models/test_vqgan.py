@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from models.files.official import recognise
 from models.vqgan import Attention, Downsample, GroupNorm, ResBlock, Upsample, VectorQuantizer, VQAutoEncoder
 from tests.parity.cases import folders, manifest, manifests_in
-from tests.parity.codeformer import autoencoder_arguments
+from tests.parity.families.codeformer import autoencoder_arguments
 
 TINY: dict[str, Any] = {
     "img_size": 32,

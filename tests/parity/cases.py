@@ -40,8 +40,23 @@ class Case:
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        facts = json.loads(self.path.read_text())
-        return facts | {"outputs": _listed(facts)} if isinstance(facts.get("outputs"), dict) else facts
+        return json.loads(self.path.read_text())  # type: ignore[no-any-return]
+
+    @property
+    def family(self) -> str:
+        return self.path.parent.name
+
+    @property
+    def reference(self) -> str:
+        """What was run: the project, file and class; some families give them by name."""
+        given = self.facts["reference"]
+        return given if isinstance(given, str) else " ".join(map(str, given.values()))
+
+    @property
+    def outputs(self) -> list[dict[str, Any]]:
+        """Each with its name; a json lists them, or has them by name."""
+        given = self.facts.get("outputs", [])
+        return [{"name": name, **entry} for name, entry in given.items()] if isinstance(given, dict) else given
 
     @cached_property
     def stored(self) -> dict[str, Tensor]:
@@ -60,12 +75,20 @@ class Case:
         return fill.tensor(entry["name"], entry["shape"], kind=entry["kind"]) * entry.get("multiply_by", 1)
 
     def tolerances(self, entry: dict[str, Any]) -> tuple[float, float]:
-        """atol and rtol of an output: its own, or those of the case (degradations)."""
+        """atol and rtol of an output: its own, those that the case has for its name, or those of the case."""
+        common = self.facts.get("tolerance", {})
         if "atol" in entry:
-            return entry["atol"], entry.get("rtol", RTOL)
-        common = self.facts["tolerance"]
-        tolerance = common.get(entry["name"], common)
-        return (0.0, 0.0) if tolerance.get("exact") else (tolerance["atol"], tolerance["rtol"])
+            return entry["atol"], entry.get("rtol", common.get("rtol", RTOL))
+        name = entry["name"]
+        own = common.get(name)
+        tolerance = own if isinstance(own, dict) else common  # words are in the rules of its kind
+        if own == "exact" or tolerance.get("exact") or name.endswith("/timesteps"):
+            return 0.0, 0.0
+        if "tables_rtol" not in tolerance:
+            return tolerance["atol"], tolerance.get("rtol", 0.0)
+        if name.startswith("rescaled_cfg"):
+            return tolerance["rescaled_cfg_atol"], 0.0
+        return 0.0, tolerance["betas_rtol" if name.endswith(("/betas", "/alphas_cumprod")) else "tables_rtol"]
 
 
 @dataclass(frozen=True)
@@ -82,28 +105,6 @@ class Apart:
     skip: bool = False
 
 
-def _listed(facts: dict[str, Any]) -> list[dict[str, Any]]:
-    """The outputs of a case that has them by name (ircontrolnet), as those that list them. Nothing of theirs is sampled."""
-    listed = []
-    for name, entry in facts["outputs"].items():
-        assert entry["stored"] == "full", f"{name}: {entry['stored']}"
-        assert entry.get("stride") in (None, 1), f"{name}: stride {entry['stride']}"
-        atol, rtol = _tolerance(name, facts["tolerance"])
-        listed.append({"name": name, "full_shape": entry["shape"], "sampling": "full", "atol": atol, "rtol": rtol})
-    return listed
-
-
-def _tolerance(name: str, common: dict[str, Any]) -> tuple[float, float]:
-    """Of one output: its tables of schedules and tokens have their own."""
-    if common.get("exact") or name.endswith("/timesteps"):
-        return 0.0, 0.0
-    if "tables_rtol" not in common:
-        return common["atol"], common.get("rtol", 0.0)
-    if name.startswith("rescaled_cfg"):
-        return common["rescaled_cfg_atol"], 0.0
-    return 0.0, common["betas_rtol" if name.endswith(("/betas", "/alphas_cumprod")) else "tables_rtol"]
-
-
 def folders() -> list[Path]:
     """PARITY_DIR, folders joined as in PATH; without it, the cases kept in the project."""
     given = os.environ.get("PARITY_DIR")
@@ -111,12 +112,17 @@ def folders() -> list[Path]:
 
 
 def cases_in(folder: Path) -> list[Case]:
-    return [Case(path) for path in _family_files(folder, ".json")]
+    """The jsons that say what was run; others, such as maps of keys, are no cases."""
+    return [case for path in _family_files(folder, ".json") if "reference" in (case := Case(path)).facts]
+
+
+def families_in(folder: Path) -> list[str]:
+    """Every folder of a family, whatever it holds."""
+    return sorted(path.name for path in folder.glob("[!._]*/") if path.name != "manifests")
 
 
 def _family_files(folder: Path, suffix: str) -> list[Path]:
-    files = sorted(folder.glob(f"*/*{suffix}"))
-    return [p for p in files if p.parent.name != "manifests"]
+    return [path for family in families_in(folder) for path in sorted((folder / family).glob(f"*{suffix}"))]
 
 
 def manifests_in(folder: Path) -> list[Path]:
@@ -142,8 +148,14 @@ def problems(folder: Path) -> list[str]:
     return found + [f"{c.path} has no .npz" for c in lone] + [f"{path} has no .json" for path in arrays]
 
 
-def sampled(full: Tensor, sampling: str) -> Tensor:
-    """The stored part of a full output: "full", or a slice such as "[:, ::16, ::4, ::4]", with or without "out" before it."""
+def sampled(full: Tensor, sampling: str, stride: int | None = None) -> Tensor:
+    """The stored part of a full output.
+
+    Args:    sampling: "full", or a slice such as "[:, ::16, ::4, ::4]", with or without "out" before it.
+             stride: given: over the flattened output in place of it; 1 is the whole.
+    """
+    if stride is not None:
+        return full if stride == 1 else full.flatten()[::stride]
     if sampling == "full":
         return full
     text = sampling[sampling.index("[") + 1 : sampling.rindex("]")]
@@ -154,24 +166,25 @@ def sampled(full: Tensor, sampling: str) -> Tensor:
 def compare(case: Case, produced: Mapping[str, Tensor], apart: Mapping[str, Apart] | None = None) -> None:
     """Every stored array against what a runner produced, at the case's own tolerance.
 
-    Args:    apart: pattern of "FAMILY/NAME OUTPUT" -> how it is compared; the first that fits.
+    Args:    apart: pattern of an output -> how it is compared; the first that fits.
     Raises:  AssertionError naming the case and output, for a value, a shape, or an output that is listed, stored or
              produced without the others.
     """
-    outputs = {entry["name"]: entry for entry in case.facts["outputs"]}
+    outputs = {entry["name"]: entry for entry in case.outputs}
     assert outputs, f"{case.name} lists no output"
     assert set(outputs) == set(case.stored), (
         f"{case.name}: the json lists {sorted(outputs)}, the npz holds {sorted(case.stored)}"
     )
-    rules = {name: _rule(f"{case.name} {name}", apart or {}) for name in outputs}
+    rules = {name: _rule(name, apart or {}) for name in outputs}
     made = {name for name in outputs if name.split(".")[0] not in GIVEN and not rules[name].skip}
     assert made, f"{case.name}: no output is compared"
     assert made <= set(produced), f"{case.name}: the runner gave {sorted(produced)} of {sorted(made)}"
     for name in sorted(made):
         full, entry = produced[name], outputs[name]
         shape, part = entry.get("full_shape", entry.get("shape")), entry.get("sampling", entry.get("stored"))
+        ours = sampled(full, part, entry.get("stride"))
         assert list(full.shape) == shape, f"{case.name} {name}: {list(full.shape)}, not {shape}"
-        _compare_values(f"{case.name} {name}", sampled(full, part), case.stored[name], case.tolerances(entry), rules[name])
+        _compare_values(f"{case.name} {name}", ours, case.stored[name], case.tolerances(entry), rules[name])
 
 
 def _rule(name: str, apart: Mapping[str, Apart]) -> Apart:

@@ -3,6 +3,8 @@
 A reference is stored as percentiles, a histogram and moments of each observable, and as counts of events (FACTS.md, section 4).
 """
 
+import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -234,18 +236,12 @@ def of_set(name: str, *overrides: str) -> Drawn:
     return face(pipeline.operators, every)
 
 
-def both_branches() -> Drawn:
-    pipeline, every = sampled("codeformer_stage3")
+def both_branches(*overrides: str) -> Drawn:
+    pipeline, every = sampled("codeformer_stage3", *overrides)
     found = Drawn()
     for prefix, name in (("b1.", "lq"), ("b2.", "lq_large")):
         found |= face(pipeline.branches[name].operators, [each[name] for each in every]).under(prefix)
     return found
-
-
-def colorization() -> Drawn:
-    """CodeFormer's set for colourisation: GFPGAN's colour steps on the ranges of stage II."""
-    ranges = {"blur.sigma_px": "[1,15]", "downsample.factor": "[4,30]", "jpeg.quality": "[30,80]"}
-    return of_set("gfpgan", *(f"degradation.operators.{key}={value}" for key, value in ranges.items()))
 
 
 WITH_DIFFJPEG = [
@@ -324,47 +320,128 @@ def noises(ways: dict[str, dict[str, Operator]], drawn: list[Parameters]) -> Dra
     return found
 
 
-def kernels_by_type(plateau: type[PlateauBlur] = PlateauBlur) -> Drawn:
-    """One kind of kernel at a time, 21 px."""
-    common: dict[str, Any] = {"kernel_size_px": 21, "sigma_px": (0.2, 3)}
+def kernels_by_type(config: dict[str, Any], draws: int = DRAWS, plateau: type[PlateauBlur] = PlateauBlur) -> Drawn:
+    """One kind of kernel at a time, under the settings of random_mixed_kernels."""
+    assert config["sigma_x_range"] == config["sigma_y_range"], "ours have one range for both"
+    assert config["noise_range"] is None, "ours have no noise in a kernel"
+    assert np.allclose(config["rotation_range"], [-np.pi, np.pi])
+    common: dict[str, Any] = {"kernel_size_px": config["kernel_size"], "sigma_px": tuple(config["sigma_x_range"])}
+    of_generalized, of_plateau = tuple(config["betag_range"]), tuple(config["betap_range"])
     found = Drawn()
     for suffix, isotropic in (("iso", 1), ("aniso", 0)):
         blurs = {
             suffix: GaussianBlur(**common, isotropic_prob=isotropic),
-            f"generalized_{suffix}": GeneralizedBlur(**common, isotropic_prob=isotropic, beta=(0.5, 4)),
-            f"plateau_{suffix}": plateau(**common, isotropic_prob=isotropic, beta=(1, 2)),
+            f"generalized_{suffix}": GeneralizedBlur(**common, isotropic_prob=isotropic, beta=of_generalized),
+            f"plateau_{suffix}": plateau(**common, isotropic_prob=isotropic, beta=of_plateau),
         }
         for name, blur in blurs.items():
-            drawn = [blur.sample(generator(SEED, position, name), (SIDE, SIDE)) for position in range(DRAWS)]
+            drawn = [blur.sample(generator(SEED, position, name), (SIDE, SIDE)) for position in range(draws)]
             shape = shape_observables(lambda _, blur=blur: blur, drawn)  # type: ignore[misc]
             names = ["sigma_major", "sigma_minor", "center_weight", *(["angle"] if isotropic == 0 else [])]
             found.observables |= {f"{name}.{each}": shape[each] for each in names}
     return found
 
 
-RUNNERS: dict[str, Callable[[], Drawn]] = {  # name of the case -> what ours draws
-    "dist_codeformer_colorization": colorization,
-    "dist_codeformer_stage2": lambda: of_set("codeformer_stage2"),
-    "dist_codeformer_stage3": both_branches,
-    "dist_diffbir_realesrgan_batch": realesrgan_chain,
-    "dist_diffbir_realesrgan_kernels": realesrgan_kernels,
-    "dist_diffbir_stage1": lambda: of_set("diffbir"),
-    "dist_dtbfr_pretrain": lambda: of_set("dtbfr"),
-    "dist_gfpgan": lambda: of_set("gfpgan"),
-    "dist_mixed_kernels_by_type": kernels_by_type,
-}
+# What ours draws for a case --------------------------------------------------------------------------------------------
 
 
-@cache
-def drawn_for(name: str) -> Drawn:
-    """What ours draws for a case."""
-    return RUNNERS[name]()
+def drawn_by(case: Case) -> Drawn:
+    """Ours under the settings of a case: its reference tells which set of conf/degradation, the settings override it."""
+    config = case.facts["config"]
+    if "random_mixed_kernels" in case.reference:
+        return kernels_by_type(config)
+    run, name = set_of(case)
+    return run(name, *overrides_of(case))
 
 
-LESS = {
-    **{f"degradations/{name}": "flips: drawn by data/, not by a degradation" for name in RUNNERS if "realesrgan" not in name},
-    "degradations/dist_diffbir_stage1": "prompts: not drawn by a degradation",
-    "degradations/dist_diffbir_realesrgan_kernels": "prompts: not drawn by a degradation",
-    "degradations/dist_diffbir_realesrgan_batch": "quality of conf's libjpeg, which is truncated: compared with codec=diffjpeg",
-}
-del LESS["degradations/dist_mixed_kernels_by_type"]  # whole
+def set_of(case: Case) -> tuple[Callable[..., Drawn], str]:
+    """What observes the draws of a case's reference, and the set of conf/degradation that is its like."""
+    config, reference = case.facts["config"], case.reference
+    sets: dict[str, tuple[Callable[..., Drawn], str]] = {
+        "FFHQBlindJointDataset": (lambda _name, *overrides: both_branches(*overrides), "codeformer_stage3"),
+        # With changes of colour it is for colourisation: GFPGAN's, on ranges of its own.
+        "FFHQBlindDataset": (of_set, "gfpgan" if config.get("color_jitter_prob") else "codeformer_stage2"),
+        "CodeformerDataset": (of_set, "diffbir"),
+        "GFPGAN FFHQDegradationDataset": (of_set, "gfpgan"),
+        "FFHQDegradationDataset": (of_set, "gfpgan" if config.get("color_jitter_prob") else "dtbfr"),
+        "RealESRGANDataset": (lambda _name, *overrides: realesrgan_kernels(*overrides), "realesrgan"),
+        "RealESRGANBatchTransform": (lambda _name, *overrides: realesrgan_chain(*overrides), "realesrgan"),
+    }
+    found = [way for words, way in sets.items() if set(words.split()) <= set(re.findall(r"\w+", reference))]
+    assert found, f"{case.name}: no set of conf/degradation is known for {reference}"
+    return found[0]
+
+
+def overrides_of(case: Case) -> list[str]:
+    """A case's settings as overrides of its set. Those of the published cases change nothing, which a test holds."""
+    config = case.facts["config"]
+    if "FFHQBlindJointDataset" in case.reference:
+        return face_overrides(config, "branches.lq.") + face_overrides(config, "branches.lq_large.", "_large")
+    if "RealESRGANDataset" in case.reference:
+        return kernel_overrides(config)
+    return chain_overrides(config) if "RealESRGANBatchTransform" in case.reference else face_overrides(config)
+
+
+def as_overrides(keys: dict[str, Any]) -> list[str]:
+    return [f"degradation.{key}={json.dumps(value, separators=(',', ':'))}" for key, value in keys.items()]
+
+
+def face_overrides(config: dict[str, Any], branch: str = "", suffix: str = "") -> list[str]:
+    assert config["kernel_list"] == ["iso", "aniso"], config["kernel_list"]
+    keys = {
+        "blur.kernel_size_px": config["blur_kernel_size"],
+        "blur.isotropic_prob": config["kernel_prob"][0] / sum(config["kernel_prob"]),
+        "blur.sigma_px": config[f"blur_sigma{suffix}"],
+        "downsample.factor": config[f"downsample_range{suffix}"],
+        "noise.sigma_255": config[f"noise_range{suffix}"],
+        "jpeg.quality": config[f"jpeg_range{suffix}"],
+    }
+    if config.get("gray_prob"):
+        keys["grey.prob"] = config["gray_prob"]
+    if config.get("color_jitter_prob"):
+        keys |= {"colour_shift.prob": config["color_jitter_prob"], "colour_jitter.prob": config["color_jitter_pt_prob"]}
+        keys["colour_shift.operator.shift_255"] = config["color_jitter_shift"]
+    return as_overrides({f"{branch}operators.{key}": value for key, value in keys.items()})
+
+
+WAYS = {"iso": "gaussian_iso", "aniso": "gaussian_aniso"}  # the reference's names of kernels, where ours differ
+
+
+def kernel_overrides(config: dict[str, Any]) -> list[str]:
+    """Of the second-order chain's kernels. Sizes and cutoffs are fixed in the reference, and so here."""
+    keys: dict[str, Any] = {}
+    for suffix, node in (("", "operators.blur"), ("2", "operators.blur2.operator")):
+        assert config[f"blur_kernel_size{suffix}"] == 21
+        plain = 1 - config[f"sinc_prob{suffix}"]
+        for name, prob in zip(config[f"kernel_list{suffix}"], config[f"kernel_prob{suffix}"], strict=True):
+            way = WAYS.get(name, name)
+            keys[f"{node}.probs.{way}"] = round(plain * prob, 9)
+            keys[f"{node}.ways.{way}.blur.sigma_px"] = config[f"blur_sigma{suffix}"]
+            if not way.startswith("gaussian"):
+                keys[f"{node}.ways.{way}.blur.beta"] = config[f"beta{name[0]}_range{suffix}"]
+        for way, share in (("sinc_small", 3 / 8), ("sinc_large", 5 / 8)):
+            keys[f"{node}.probs.{way}"] = round(config[f"sinc_prob{suffix}"] * share, 9)
+    for way in ("sinc_then_jpeg", "jpeg_then_sinc"):
+        keys[f"operators.end.ways.{way}.sinc.prob"] = config["final_sinc_prob"]
+    return as_overrides(keys)
+
+
+def chain_overrides(config: dict[str, Any]) -> list[str]:
+    """Of the other steps of the second-order chain."""
+    assert config["stage2_scale"] == 4
+    keys: dict[str, Any] = {"operators.blur2.prob": config["second_blur_prob"]}
+    for suffix in ("", "2"):
+        up, down, _ = config[f"resize_prob{suffix}"]
+        low, high = config[f"resize_range{suffix}"]
+        resize, noise = f"operators.resize{suffix}", f"operators.noise{suffix}"
+        keys |= {f"{resize}.up_prob": up, f"{resize}.down_prob": down, f"{resize}.up": [1, high], f"{resize}.down": [low, 1]}
+        gaussian = config[f"gaussian_noise_prob{suffix}"]
+        keys |= {f"{noise}.probs.gaussian": gaussian, f"{noise}.probs.poisson": round(1 - gaussian, 9)}
+        keys[f"{noise}.ways.gaussian.noise.sigma_255"] = config[f"noise_range{suffix}"]
+        keys[f"{noise}.ways.poisson.noise.scale"] = config[f"poisson_scale_range{suffix}"]
+        for way in ("gaussian", "poisson"):
+            keys[f"{noise}.ways.{way}.noise.grey_prob"] = config[f"gray_noise_prob{suffix}"]
+    keys["operators.jpeg.quality"] = config["jpeg_range"]
+    for way in ("sinc_then_jpeg", "jpeg_then_sinc"):
+        keys[f"operators.end.ways.{way}.jpeg.quality"] = config["jpeg_range2"]
+    return as_overrides(keys)

@@ -1,7 +1,6 @@
-"""How the cases of embedders, discriminators and losses are run on our code: case -> {output name: full tensor}."""
+"""Inputs, losses and embedders that CodeFormer's and GFPGAN's cases have in common."""
 
 import re
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,71 +9,14 @@ from torch import Tensor, nn
 
 from losses.adversarial import Adversarial, fooled, judged_fake, judged_real
 from losses.features import FeatureLoss
-from models.adaface import AdaFace
 from models.arcface import ResNetArcFace
-from models.discriminators import VQGANDiscriminator
 from models.vgg import BLOCKS, VGG19Features
 from tests.parity import fill
 from tests.parity.cases import Case
+from tests.parity.networks import load
 
 Outputs = dict[str, Tensor]
 VGG_LAYERS = {"conv1_2": 0.1, "conv2_2": 0.1, "conv3_4": 1.0, "conv4_4": 1.0, "conv5_4": 1.0}
-
-
-def adaface_arguments(name: str) -> dict[str, Any]:
-    """Ours from the reference's name: ir_18, ir_se_50, …"""
-    return {"layers": int(name.rpartition("_")[2]), "mode": name.rpartition("_")[0]}
-
-
-def adaface(case: Case) -> Outputs:
-    network = AdaFace(**adaface_arguments(case.facts["config"]["model_name"])).eval()
-    load(network, case.weights)
-    entry = case.facts["input"]
-    drawn = fill.tensor(entry["name"], entry["shape"], kind=entry["kind"])
-    rgb_hwc = drawn.ndim == 3  # else BGR in [-1, 1]; ours takes RGB in [0, 1]
-    faces = ((256 * drawn).floor() / 255).permute(2, 0, 1)[None] if rgb_hwc else drawn.flip(1)
-    middle = [o["name"].removeprefix("mid.") for o in case.facts["outputs"] if o["name"].startswith("mid.")]
-    found: Outputs = {}
-    for name in middle:
-        network.get_submodule(name).register_forward_hook(
-            lambda _m, _i, output, name=name: found.update({f"mid.{name}": output})  # type: ignore[misc]
-        )
-    with torch.no_grad():
-        embedding, norm = network(faces)
-    return {**found, "embedding": embedding, "norm": norm}
-
-
-def load(network: nn.Module, weights: Outputs) -> None:
-    """Strictly, but for the counts of batches, which cases leave out."""
-    missing, unexpected = network.load_state_dict(weights, strict=False)
-    assert not unexpected, unexpected
-    assert all(key.endswith("num_batches_tracked") for key in missing), missing
-
-
-def arcface(case: Case) -> Outputs:
-    network = ResNetArcFace(layers=case.facts["config"]["layers"]).eval()
-    load(network, case.weights)
-    greys: list[Tensor] = []
-    network.conv1.register_forward_pre_hook(lambda _module, inputs: greys.append(inputs[0]))
-    with torch.no_grad():
-        embedding = network((given(case)["x"] + 1) / 2)
-    return {"gray": greys[0], "embedding": embedding}
-
-
-def vqgan_discriminator(case: Case) -> Outputs:
-    network = VQGANDiscriminator(**case.facts["config"]).eval()
-    load(network, case.weights)
-    image = (given(case)["x"] + 1) / 2
-    with torch.no_grad():
-        out = network(image)
-        out_train = network.train()(image)
-    first: Any = network.main[3]
-    return {
-        "out": out,
-        "out_train": out_train,
-        "running_mean_after_train": first.running_mean,
-        "running_var_after_train": first.running_var,
-    }
 
 
 def given(case: Case) -> Outputs:
@@ -85,6 +27,14 @@ def given(case: Case) -> Outputs:
         factor, offset = re.fullmatch(r"(?:([\d.]+)\*)?x(-[\d.]+)?", entry["map"]).groups()  # type: ignore[union-attr]
         made[name] = x * float(factor or 1) + float(offset or 0)
     return made
+
+
+def arcface_of(config: dict[str, Any], weights: Outputs) -> ResNetArcFace:
+    """The reference's embedder, in eval mode."""
+    assert config["block"] == "IRBlock", config
+    network = ResNetArcFace(layers=config["layers"], use_se=config["use_se"]).eval()
+    load(network, weights)
+    return network
 
 
 def gradient(loss: Tensor, at: Tensor) -> Tensor:
@@ -155,18 +105,11 @@ def gfpgan_losses(case: Case) -> Outputs:
         loss = FeatureLoss(weight=1.0, network=network, layer_weights=config["layer_weights"], **options)(image, wanted)
         made["style_x50" if name == "style" else name] = loss.detach()
         made[f"{name}_grad_norm_img"] = gradient(loss, image).norm() / 2  # at an image in [-1, 1]
-    embedder = ResNetArcFace(layers=config["arcface"]["layers"]).eval()
     shapes = case.facts["state_dicts"]["arcface"]
-    load(embedder, fill.state_dict(shapes, scale=1.0, leave_out=[k for k in shapes if k.endswith("num_batches_tracked")]))
+    counts = [key for key in shapes if key.endswith("num_batches_tracked")]
+    embedder = arcface_of(config["arcface"], fill.state_dict(shapes, scale=1.0, leave_out=counts))
     face = ((x["face"] + 1) / 2).requires_grad_()
-    identity = 10 * F.l1_loss(embedder(face), embedder((x["face_gt"] + 1) / 2).detach())
+    identity = config["identity_weight"] * F.l1_loss(embedder(face), embedder((x["face_gt"] + 1) / 2).detach())
     made["identity_x10"] = identity.detach()
     made["identity_grad_norm_face"] = gradient(identity, face).norm() / 2
     return made
-
-
-RUNNERS: dict[str, Callable[[Case], Outputs]] = {
-    "adaface/*": adaface,
-    "gfpgan/arcface_small": arcface,
-    "codeformer/vqgan_disc_small": vqgan_discriminator,
-}

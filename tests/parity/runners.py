@@ -1,114 +1,65 @@
-"""How each family of cases is run on our code: case -> {output name: full tensor}.
+"""How a case is run on our code: families/FAMILY.py holds the kinds of cases of its family in KINDS.
 
-Add a family by writing its function and its line in RUNNERS. Cases that no line covers are reported as skipped, by name.
+Add a family by writing its file; no list names it. A kind is told by what a case says and holds, never by its file's name.
 """
 
-from collections.abc import Callable
-from fnmatch import fnmatch
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
-from models.elan import ELAN
-from models.swinir import SwinIR
-from tests.parity import codeformer, degradations, distributions, gan, gfpgan
-from tests.parity.cases import Apart, Case
-
-FIXED = {"qkv_bias": True, "ape": False, "patch_norm": True, "patch_size": 1}  # what SwinIR's files have in common
+from tests.parity import families
+from tests.parity.cases import Apart, Case, compare
 
 
-def swinir_arguments(config: dict[str, Any]) -> dict[str, Any]:
-    """Ours from the reference's names: `sf` or `upscale`; `unshuffle` a truth value, with its factor beside it."""
-    config = dict(config)
-    for name, value in FIXED.items():
-        assert config.pop(name) == value, f"{name} is not {value}"
-    factor = config.pop("unshuffle_scale", 1)
-    config["unshuffle"] = factor if config.get("unshuffle") else 1
-    if "sf" in config:
-        config["upscale"] = config.pop("sf")
-    return config
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """One kind of case.
+
+    Args:    tells: whether a case is of this kind.
+             run: case -> {output name: full tensor}, or what `check` takes.
+             apart: pattern of an output -> how it is compared; the first that fits.
+             less: what of such a case is not compared, or in another way than it was made; reported with its name.
+             check: compares the case with what was run.
+    """
+
+    tells: Callable[[Case], bool]
+    run: Callable[[Case], Any]
+    apart: Mapping[str, Apart] = field(default_factory=dict)
+    less: str = ""
+    check: Callable[[Case, Any, Mapping[str, Apart]], None] = compare
 
 
-def swinir(case: Case) -> dict[str, Tensor]:
-    network = SwinIR(**swinir_arguments(case.facts["config"])).eval()
-    network.load_state_dict(case.weights, strict=True)
-    lq = case.input
-    produced = run_with_middle(network, lq, middle_of(case))
-    if case.name == "swinir/diffbir_ws8_padded":
-        # The reference returns its padding, we crop. So its whole image is compared with ours of the image it padded.
-        cropped, (height, width) = produced["out"], case.facts["outputs"][0]["full_shape"][-2:]
-        padded = F.pad(lq, (0, width - lq.shape[-1], 0, height - lq.shape[-2]), mode="reflect")
-        produced["out"] = run_with_middle(network, padded, [])["out"]
-        assert torch.equal(cropped, produced["out"][..., : lq.shape[-2], : lq.shape[-1]])
-    return produced
+def refers(pattern: str) -> Callable[[Case], bool]:
+    """Whether a case's reference fits a pattern."""
+    return lambda case: re.search(pattern, case.reference) is not None
 
 
-def elan_arguments(config: dict[str, Any]) -> dict[str, Any]:
-    """Ours from the reference's names: the original's `rgb_range` is HGGT's `img_range`."""
-    config = dict(config)
-    assert config.pop("colors") == 3
-    return {"img_range": float(config.pop("rgb_range", 0) or config.pop("img_range")), **config}
+def gives(*names: str) -> Callable[[Case], bool]:
+    """Whether a case has an output of each of these beginnings."""
+    return lambda case: all(any(output["name"].startswith(name) for output in case.outputs) for name in names)
 
 
-def elan(case: Case) -> dict[str, Tensor]:
-    network = ELAN(**elan_arguments(case.facts["config"])).eval()
-    counts = {key: value for key, value in network.state_dict().items() if key.endswith("num_batches_tracked")}
-    network.load_state_dict(case.weights | counts, strict=True)
-    top = case.facts["input"]["multiply_by"]  # the original's images are in [0, 255]
-    produced = run_with_middle(network, case.input / top, middle_of(case))
-    return {**produced, "out": produced["out"] * top}
+def is_covered(family: str) -> bool:
+    return find_spec(f"{families.__name__}.{family}") is not None
 
 
-def middle_of(case: Case) -> list[str]:
-    return [o["name"].removeprefix("mid.") for o in case.facts["outputs"] if o["name"].startswith("mid.")]
+def module_of(family: str) -> Any:
+    """The file of a covered family; importing some takes seconds."""
+    return import_module(f"{families.__name__}.{family}")
 
 
-def run_with_middle(network: nn.Module, lq: Tensor, middle: list[str]) -> dict[str, Tensor]:
-    """The output as "out" and those of the submodules as "mid.NAME". One that runs never, or twice, fails."""
-    produced: dict[str, Tensor] = {}
-
-    def keep(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-            assert name not in produced, f"{name} ran twice"
-            produced[name] = output.clone()
-
-        return hook
-
-    handles = [network.get_submodule(name).register_forward_hook(keep(f"mid.{name}")) for name in middle]
-    with torch.no_grad():
-        produced["out"] = network(lq)
-    for handle in handles:
-        handle.remove()
-    return produced
+def kinds(family: str) -> Sequence[Kind]:
+    return module_of(family).KINDS  # type: ignore[no-any-return]
 
 
-def ircontrolnet(case: Case) -> dict[str, Tensor]:
-    from tests.parity import ircontrolnet as runners  # here, as it imports diffusers, which takes seconds
-
-    return runners.run(case)
-
-
-RUNNERS: dict[str, Callable[[Case], dict[str, Tensor]]] = {  # pattern of FAMILY/NAME -> function; the first that fits
-    "swinir/*": swinir,
-    "elan/*": elan,
-    **codeformer.RUNNERS,
-    **degradations.RUNNERS,
-    **gan.RUNNERS,
-    **gfpgan.RUNNERS,
-    "ircontrolnet/*": ircontrolnet,
-}
-# The published chain ends with a truncation, so a rounding becomes a whole level.
-APART: dict[str, Apart] = degradations.APART | {"ircontrolnet/pipeline_stage2_* uint8": Apart(share=0.005, most=1)}
-
-# Cases that are compared in another way than they were made, with what is not compared; reported by name.
-LESS: dict[str, str] = {
-    "swinir/diffbir_ws8_padded": "that a 124x62 image comes out as 128x64: ours is cropped to 124x62; all values are compared",
-    **degradations.LESS,
-    **distributions.LESS,
-}
-
-
-def runner_for(case: Case) -> Callable[[Case], dict[str, Tensor]] | None:
-    return next((run for pattern, run in RUNNERS.items() if fnmatch(case.name, pattern)), None)
+def kind_of(case: Case) -> Kind:
+    """Raises AssertionError, which names the case: of its family, none or several kinds are told by it."""
+    found = [kind for kind in kinds(case.family) if kind.tells(case)]
+    assert len(found) == 1, (
+        f"{case.name}: {len(found)} kinds of families/{case.family}.py fit it: reference {case.reference}, outputs "
+        f"{[output['name'] for output in case.outputs]}"
+    )
+    return found[0]

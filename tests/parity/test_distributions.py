@@ -1,12 +1,15 @@
 """The comparison of distributions itself: by hand, and on pipelines that are wrong on purpose."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
 from degradations.draws import generator
 from degradations.operators.blur import PlateauBlur
+from tests.degradations.sets import composed
 from tests.parity import distributions
 from tests.parity.cases import GOLDEN, Case
 from tests.parity.distributions import (
@@ -120,7 +123,49 @@ def test_shapes_by_hand() -> None:
     assert (found["angle"], found["center_weight"]) == (pytest.approx(np.pi / 4), 0.2)
 
 
-def test_each_stored_distribution_has_its_draws() -> None:
-    stored = {path.stem for path in Path(GOLDEN / "degradations").glob("dist_*.json")}
-    assert len(stored) == 6
-    assert stored <= set(distributions.RUNNERS)
+STORED = sorted((GOLDEN / "degradations").glob("dist_*.json"))
+
+
+@pytest.mark.parametrize("path", STORED, ids=lambda path: path.stem)
+def test_the_published_sets_are_as_their_cases_say(path: Path) -> None:
+    assert len(STORED) == 6
+    stored = Case(path)
+    if "random_mixed_kernels" not in stored.reference:  # no set of conf/degradation
+        _, name = distributions.set_of(stored)
+        overrides = distributions.overrides_of(stored)
+        assert len(overrides) >= 6
+        as_cased = OmegaConf.to_container(composed(name, *overrides), resolve=True)
+        assert as_cased == OmegaConf.to_container(composed(name), resolve=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "override"),
+    [
+        ("gfpgan", {"noise_range": [0, 30]}, "degradation.operators.noise.sigma_255=[0,30]"),
+        ("diffbir_stage1", {"kernel_prob": [1, 3]}, "degradation.operators.blur.isotropic_prob=0.25"),
+        ("codeformer_stage3", {"jpeg_range_large": [20, 40]}, "degradation.branches.lq_large.operators.jpeg.quality=[20,40]"),
+        (
+            "diffbir_realesrgan_kernels",
+            {"betag_range": [1, 2]},
+            "degradation.operators.blur.ways.generalized_iso.blur.beta=[1,2]",
+        ),
+        ("diffbir_realesrgan_batch", {"resize_range2": [0.5, 3]}, "degradation.operators.resize2.up=[1,3]"),
+    ],
+)
+def test_other_settings_of_a_case_are_followed(name: str, changes: dict[str, Any], override: str) -> None:
+    changed = case(name)
+    changed.facts["config"] |= changes
+    _, set_ = distributions.set_of(changed)
+    overrides = distributions.overrides_of(changed)
+    assert override in overrides
+    assert composed(set_, *overrides) != composed(set_)
+
+
+def test_other_ranges_of_mixed_kernels_are_drawn() -> None:
+    config = case("mixed_kernels_by_type").facts["config"]
+    narrow = {"kernel_size": 9, "sigma_x_range": [1, 1.001], "sigma_y_range": [1, 1.001], "betap_range": [1, 1.001]}
+    found = distributions.kernels_by_type(config | narrow, draws=20).observables
+    gaussian = found["aniso.sigma_major"]
+    assert gaussian.max() - gaussian.min() < 0.01
+    assert gaussian.mean() == pytest.approx(1, abs=0.01)
+    assert np.ptp(found["plateau_iso.center_weight"]) < 1e-3

@@ -1,35 +1,46 @@
 """Our code against numbers that the official code gave. PARITY_DIR names the folders of cases; see tests/golden/README.md."""
 
+import json
 from collections import Counter
 from fnmatch import fnmatch
 from pathlib import Path
+from pkgutil import iter_modules
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from models.arcface import ResNetArcFace
 from models.elan import ELAN
 from models.files.official import full_state, recognise
 from models.swinir import SwinIR
-from tests.parity import distributions, fill
-from tests.parity.cases import GOLDEN, RTOL, Apart, Case, cases_in, compare, folders, manifest, manifests_in, problems, sampled
-from tests.parity.runners import APART, LESS, elan_arguments, runner_for, swinir_arguments
+from tests.parity import families, fill, runners
+from tests.parity.cases import (
+    GOLDEN,
+    RTOL,
+    Apart,
+    Case,
+    cases_in,
+    compare,
+    families_in,
+    folders,
+    manifest,
+    manifests_in,
+    problems,
+    sampled,
+)
+from tests.parity.families.elan import elan_arguments
+from tests.parity.families.swinir import swinir_arguments
+from tests.parity.runners import is_covered, kind_of, kinds
 
-STORED = {
-    "adaface": 1,
-    "codeformer": 4,
-    "degradations": 12,
-    "elan": 2,
-    "gfpgan": 6,
-    "ircontrolnet": 10,
-    "swinir": 3,
-}  # cases of each family in tests/golden
 STORED_MANIFESTS = 26
 
 ALL = list({case.contents: case for folder in folders() for case in cases_in(folder)}.values())  # each once
-CASES = [case for case in ALL if not case.path.stem.startswith(("dist_", "keymap_"))]  # tests/models has the map of keys
-DISTRIBUTIONS = [case for case in ALL if case.path.stem.startswith("dist_")]
+COVERED = sorted(module.name for module in iter_modules(families.__path__))
+CASES = [case for case in ALL if is_covered(case.family)]
+NOT_COVERED = sorted({family for folder in folders() for family in families_in(folder) if not is_covered(family)})
 MANIFESTS = [path for folder in folders() for path in manifests_in(folder)]
 SWINIRS = [path for path in MANIFESTS if "swinir" in path.name]
 ELANS = [path for path in MANIFESTS if path.name.startswith("elan")]
@@ -45,26 +56,29 @@ def test_folder_is_complete(folder: Path) -> None:
 
 
 def test_project_keeps_its_cases() -> None:
-    assert Counter(case.path.parent.name for case in cases_in(GOLDEN)) == STORED
+    stored = Counter(case.family for case in cases_in(GOLDEN))
+    assert {family: runners.module_of(family).KEPT for family in COVERED} == stored
     assert len(manifests_in(GOLDEN)) == STORED_MANIFESTS
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_case(case: Case) -> None:
-    run = runner_for(case)
-    if run is None:
-        pytest.skip(f"not covered: {case.name}")
-    compare(case, run(case), APART)
+    kind = kind_of(case)
+    kind.check(case, kind.run(case), kind.apart)
 
 
-@pytest.mark.parametrize("case", DISTRIBUTIONS, ids=lambda case: case.name)
-def test_distribution(case: Case) -> None:
-    assert distributions.complaints(case, distributions.drawn_for(case.path.stem)) == []
+@pytest.mark.parametrize("family", NOT_COVERED)
+def test_not_covered(family: str) -> None:
+    names = ", ".join(case.path.stem for case in ALL if case.family == family)
+    pytest.skip(f"not covered: {family}: {names or 'no case'}")
 
 
-@pytest.mark.parametrize("case", [case for case in ALL if case.name in LESS], ids=lambda case: case.name)
-def test_left_out(case: Case) -> None:
-    pytest.skip(f"not compared: {case.name}: {LESS[case.name]}")
+@pytest.mark.parametrize("family", COVERED)
+def test_left_out(family: str) -> None:
+    """Reports what is not compared."""
+    every = [case for case in CASES if case.family == family]
+    if less := [f"{case.name}: {kind.less}" for case in every if (kind := kind_of(case)).less]:
+        pytest.skip("not compared: " + "; ".join(less))
 
 
 @pytest.mark.parametrize("path", SWINIRS, ids=named)
@@ -123,7 +137,7 @@ def test_fill_scales_matrices_only() -> None:
 
 def small_case(folder: Path, *, outputs: str = '[{"name": "out", "full_shape": [2], "sampling": "full", "atol": 0.1}]') -> Case:
     (folder / "toy").mkdir(parents=True)
-    (folder / "toy/one.json").write_text(f'{{"outputs": {outputs}}}')
+    (folder / "toy/one.json").write_text(f'{{"reference": "a toy", "outputs": {outputs}}}')
     np.savez(folder / "toy/one.npz", out=np.array([1, 2], dtype=np.float32))
     return Case(folder / "toy/one.json")
 
@@ -170,11 +184,11 @@ def test_compare_takes_the_tolerance_of_the_case(tmp_path: Path) -> None:
     compare(case, {"out": torch.tensor([1.0, 2.009])})
     with pytest.raises(AssertionError, match="not close"):
         compare(case, {"out": torch.tensor([1.0, 2.011])})
-    compare(case, {"out": torch.tensor([1.0, 2.011])}, {"toy/* out": Apart(atol=0.02)})
+    compare(case, {"out": torch.tensor([1.0, 2.011])}, {"out": Apart(atol=0.02)})
 
 
 def test_compare_allows_a_share_to_be_off(tmp_path: Path) -> None:
-    case, half = small_case(tmp_path), {"toy/one out": Apart(share=0.5, most=1)}
+    case, half = small_case(tmp_path), {"out": Apart(share=0.5, most=1)}
     compare(case, {"out": torch.tensor([1.0, 3.0])}, half)
     with pytest.raises(AssertionError, match=r"toy/one out: 100.00% of the values are off, not 50.00%"):
         compare(case, {"out": torch.tensor([2.0, 3.0])}, half)
@@ -184,14 +198,17 @@ def test_compare_allows_a_share_to_be_off(tmp_path: Path) -> None:
 
 def test_compare_wants_something_to_compare(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="no output is compared"):
-        compare(small_case(tmp_path), {}, {"toy/one out": Apart(skip=True)})
+        compare(small_case(tmp_path), {}, {"out": Apart(skip=True)})
 
 
-def test_every_rule_and_reason_is_of_a_case() -> None:
+@pytest.mark.parametrize("family", COVERED)
+def test_every_kind_and_rule_is_of_a_case(family: str) -> None:
     if len(folders()) > 1:  # with the full vectors at hand
-        names = {case.name for case in ALL}
-        assert [name for name in LESS if name not in names] == []
-        assert [each for each in APART if not any(fnmatch(name, each.split(" ")[0]) for name in names)] == []
+        every = [case for case in CASES if case.family == family]
+        for kind in kinds(family):
+            outputs = {output["name"] for case in every if kind.tells(case) for output in case.outputs}
+            assert any(kind.tells(case) for case in every), kind
+            assert [rule for rule in kind.apart if not any(fnmatch(name, rule) for name in outputs)] == [], kind
 
 
 def test_compare_wants_every_output_listed(tmp_path: Path) -> None:
@@ -203,8 +220,116 @@ def test_sampling() -> None:
     full = torch.arange(24).view(2, 3, 4)
     assert torch.equal(sampled(full, "full"), full)
     assert torch.equal(sampled(full, "out[:, ::2, 1:3]"), full[:, ::2, 1:3])
+    assert torch.equal(sampled(full, "strided", 5), torch.tensor([0, 5, 10, 15, 20]))
+    assert torch.equal(sampled(full, "full", 1), full)
     assert RTOL == 2e-5
 
 
-def test_no_runner_for_an_unknown_family(tmp_path: Path) -> None:
-    assert runner_for(small_case(tmp_path)) is None
+def test_outputs_by_name_may_be_strided(tmp_path: Path) -> None:
+    case = small_case(tmp_path, outputs='{"out": {"shape": [2, 2], "stored": "strided", "stride": 2, "atol": 0.1}}')
+    compare(case, {"out": torch.tensor([[1.0, 9.0], [2.0, 9.0]])})
+    with pytest.raises(AssertionError, match="toy/one out: Tensor-likes are not close"):
+        compare(case, {"out": torch.tensor([[1.0, 2.0], [9.0, 9.0]])})
+
+
+def test_other_files_are_no_cases(tmp_path: Path) -> None:
+    case = small_case(tmp_path)
+    (tmp_path / "toy" / "keymap.json").write_text('{"note": "names of keys", "unet": {}}')
+    (tmp_path / "toy" / "values.json").write_text('{"reference": "a script", "input": 1, "output": 2}')  # complete without npz
+    (tmp_path / "toy" / "make.py").write_text("")
+    (tmp_path / "toy" / "landmarks").mkdir()
+    (tmp_path / "bare").mkdir()
+    assert problems(tmp_path) == []
+    assert [each.path.stem for each in cases_in(tmp_path)] == [case.path.stem, "values"]
+    assert families_in(tmp_path) == ["bare", "toy"]
+
+
+def test_a_further_family_is_one_further_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = small_case(tmp_path)
+    assert not is_covered("toy")
+    (tmp_path / "families").mkdir()
+    (tmp_path / "families" / "toy.py").write_text(
+        "import torch\nfrom tests.parity.runners import Kind, gives\n\n"
+        "KINDS = [Kind(tells=gives('out'), run=lambda case: {'out': torch.tensor([1.0, 2.0])})]\n"
+    )
+    monkeypatch.setattr(families, "__path__", [*families.__path__, str(tmp_path / "families")])
+    assert is_covered("toy")
+    kind = kind_of(case)
+    kind.check(case, kind.run(case), kind.apart)
+    case.facts["outputs"][0]["name"] = "other"
+    with pytest.raises(
+        AssertionError, match=r"toy/one: 0 kinds of families/toy.py fit it: reference a toy, outputs \['other'\]"
+    ):
+        kind_of(case)
+
+
+def further_case(folder: Path, name: str, change: dict[str, Any]) -> Case:
+    """A golden case under another name, with other settings, and with what our own code makes of them as its outputs."""
+    family, stem = name.split("/")
+    facts = json.loads((GOLDEN / family / f"{stem}.json").read_text())
+    for path, value in change.items():
+        *nodes, key = path.split("/")
+        node = facts
+        for each in nodes:
+            node = node[each]
+        node[key] = value
+    (folder / family).mkdir()
+    case = Case(folder / family / "of_another_name.json")
+    case.path.write_text(json.dumps(facts))
+    given = dict(Case(GOLDEN / family / f"{stem}.json").stored)  # what the outputs are made from lies beside them
+    np.savez(case.path.with_suffix(".npz"), **{key: value.numpy() for key, value in given.items()})
+    produced = kind_of(Case(case.path)).run(Case(case.path))
+    stored = {key: value.detach() for key, value in produced.items() if key in given}
+    for output in Case(case.path).outputs:
+        if output["name"] in stored:
+            part = output.get("sampling", output.get("stored"))
+            given[output["name"]] = sampled(stored[output["name"]], part, output.get("stride"))
+    np.savez(case.path.with_suffix(".npz"), **{key: value.numpy() for key, value in given.items()})
+    return Case(case.path)
+
+
+def with_excitation() -> dict[str, list[int]]:
+    return {key: list(value.shape) for key, value in ResNetArcFace(layers=[2, 2, 2, 2], use_se=True).state_dict().items()}
+
+
+FURTHER: dict[str, tuple[str, dict[str, Any], list[str]]] = {  # case, other settings, outputs that must differ from its own
+    "qualities": (
+        "degradations/diffjpeg_odd_size",
+        {"config/batch": "hard.batch: quality tensor [20.0, 50.0]"},
+        ["hard.batch"],
+    ),
+    "noise": (
+        "degradations/noise_given",
+        {
+            "config/sigma": 9.5,
+            "config/poisson_scale": 0.9,
+            "config/pt.gauss.mixed": "sigma tensor [9.5, 30.0], gray flags [1, 0]",
+            "config/pt.poisson": "scale tensor [0.9, 2.5]",
+            "config/replaced/torch.randn(b,3,h,w)": "fill.tensor('randn/other/pt_color', (2,3,h,w))",
+        },
+        ["np.gauss.clip", "np.poisson", "pt.gauss", "pt.gauss.mixed", "pt.poisson", "pt.poisson.mixed"],
+    ),
+    "use_se": ("gfpgan/arcface_small", {"config/use_se": True, "state_dict": with_excitation()}, ["embedding"]),
+    "styles": ("gfpgan/gfpganv1_small", {"config/input_is_latent": False}, ["image"]),
+    "styles_clean": ("gfpgan/gfpganv1clean_small", {"config/input_is_latent": False}, ["image"]),
+    "fills": ("swinir/restore_gray_ws7", {"input/name": "input/of_another_name", "scale": 0.9}, ["out"]),
+    "padding": ("swinir/diffbir_ws8_padded", {"input/name": "input/of_another_name"}, ["out"]),
+    "rgb_range": ("elan/elan_x4", {"config/rgb_range": 255, "input/multiply_by": 255}, ["out"]),
+    "codebook": ("codeformer/vq_nearest", {"config/beta": 0.5, "input/z/fill": "input/other/z"}, ["loss", "grad_loss_z"]),
+    "tower": ("ircontrolnet/eps_probe_unet", {"inputs/x/fill": "input/other/x"}, ["out_no_control"]),
+}
+
+
+@pytest.mark.parametrize("name", FURTHER)
+def test_a_further_case_runs_from_its_json(name: str, tmp_path: Path) -> None:
+    source, change, differ = FURTHER[name]
+    case = further_case(tmp_path, source, change)
+    kind = kind_of(case)
+    kind.check(case, kind.run(case), kind.apart)
+    before = Case(GOLDEN / f"{source}.json").stored
+    for output in differ:
+        assert not torch.allclose(case.stored[output], before[output], rtol=1e-3, atol=1e-4), output
+    if name != "padding":  # its kind has other values at the edge alone
+        case.stored[differ[0]] += 1
+        with pytest.raises(AssertionError, match=f"{case.family}/of_another_name {differ[0]}"):
+            kind.check(case, kind.run(case), kind.apart)

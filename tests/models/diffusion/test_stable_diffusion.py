@@ -43,7 +43,7 @@ from models.diffusion.stable_diffusion import (
 from models.files import official
 from models.files.families.ircontrolnet import from_diffusers, to_diffusers
 from models.files.family import CheckpointError
-from tests.parity.ircontrolnet import tokenizer
+from tests.parity.families.ircontrolnet import tokenizer
 
 UNET_CONFIG: dict[str, Any] = {
     "in_channels": 4,

@@ -26,8 +26,8 @@ from tests.models.diffusion.test_stable_diffusion import CONTROL as TINY
 from tests.models.diffusion.test_stable_diffusion import toy, write_folder
 from tests.models.test_codeformer import tiny as codeformer
 from tests.models.test_gfpgan import tiny as gfpgan
-from tests.parity import ircontrolnet as golden
 from tests.parity.cases import Case, folders
+from tests.parity.families import ircontrolnet as golden
 from tests.toy import TINY_NETWORK, write_photographs
 from tests.train.runs.kills import Attempt, differences, explain, kill_and_finish, reference
 from tests.train.runs.victim import Moment

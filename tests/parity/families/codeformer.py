@@ -1,6 +1,6 @@
 """How CodeFormer's cases of networks and of code losses are run on our code: case -> {output name: full tensor}."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -17,7 +17,9 @@ from models.discriminators import VQGANDiscriminator
 from models.vqgan import Encoder, Generator, VectorQuantizer, VQAutoEncoder
 from tests.parity import fill
 from tests.parity.cases import Case
-from tests.parity.gan import codeformer_adversarial_losses, given, gradient, load
+from tests.parity.gan import codeformer_adversarial_losses, given, gradient
+from tests.parity.networks import load
+from tests.parity.runners import Kind, refers
 from train.jobs.cli import compose
 from train.runs.building import build
 from train.tasks.codebook import perplexity
@@ -121,6 +123,22 @@ def autoencoder(case: Case) -> Outputs:
         }
 
 
+def discriminator(case: Case) -> Outputs:
+    network = VQGANDiscriminator(**case.facts["config"]).eval()
+    load(network, case.weights)
+    image = (given(case)["x"] + 1) / 2
+    with torch.no_grad():
+        out = network(image)
+        out_train = network.train()(image)
+    first: Any = network.main[3]
+    return {
+        "out": out,
+        "out_train": out_train,
+        "running_mean_after_train": first.running_mean,
+        "running_var_after_train": first.running_var,
+    }
+
+
 def codeformer(case: Case) -> Outputs:
     network = CodeFormer(**codeformer_arguments(case.facts["config"])).eval()
     network.load_state_dict(case.weights, strict=True)
@@ -138,7 +156,7 @@ def codeformer(case: Case) -> Outputs:
             "top_idx": codes,
             "quant_feat_adain": adaptive_instance_normalization(embedded, latent),
         }
-        for output in case.facts["outputs"]:
+        for output in case.outputs:
             if (name := output["name"]).startswith("out_w"):
                 w, _, adain = name.removeprefix("out_w").partition("_")
                 full = network(lq, w=float(w), adain=adain == "adain")
@@ -319,15 +337,16 @@ def code_step(case: Case) -> Outputs:
     }
 
 
-RUNNERS: dict[str, Callable[[Case], Outputs]] = {
-    "codeformer/encoder_*": encoder,
-    "codeformer/generator_*": generator,
-    "codeformer/vq_nearest": quantizer,
-    "codeformer/vqae_*": autoencoder,
-    "codeformer/codeformer_*": codeformer,
-    "codeformer/losses": losses,
-    "codeformer/step_stage1": autoencoder_step,
-    "codeformer/step_stage2": code_step,
-    "codeformer/step_stage3": controllable_step,
-    "codeformer/step_dtbfr_codeformer": code_step,
-}
+KEPT = 4  # cases in tests/golden
+KINDS = [
+    Kind(tells=refers(r"::Encoder\b"), run=encoder),
+    Kind(tells=refers(r"::Generator\b"), run=generator),
+    Kind(tells=refers(r"::VectorQuantizer\b"), run=quantizer),
+    Kind(tells=refers(r"::VQAutoEncoder\b"), run=autoencoder),
+    Kind(tells=refers(r"::VQGANDiscriminator\b"), run=discriminator),
+    Kind(tells=refers(r"::CodeFormer\b"), run=codeformer),
+    Kind(tells=refers(r"/losses\.py\b"), run=losses),
+    Kind(tells=refers(r"::VQGANModel\.optimize_parameters"), run=autoencoder_step),
+    Kind(tells=refers(r"::(CodeFormerIdxModel|CodeFormerModel)\.optimize_parameters"), run=code_step),
+    Kind(tells=refers(r"::CodeFormerJointModel\.optimize_parameters"), run=controllable_step),
+]

@@ -1,6 +1,6 @@
 """How GFPGAN's cases are run on our code: case -> {output name: full tensor}."""
 
-from collections.abc import Callable
+import re
 from typing import Any
 
 import lightning as L
@@ -17,13 +17,13 @@ from losses.identity import EmbeddingL1
 from losses.pyramid import Pyramid, pairs
 from losses.regions import ComponentStyle
 from losses.weighted import LossSet
-from models.arcface import ResNetArcFace
 from models.components import PARTS, FacialComponentDiscriminator, boxes_of, cut, mirrored
 from models.gfpgan import GFPGANv1, GFPGANv1Clean
 from models.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator, StyleGAN2GeneratorClean
 from tests.parity import fill, gan
 from tests.parity.cases import Case
-from tests.parity.gan import given, gradient, load, vgg_filled
+from tests.parity.gan import arcface_of, given, gradient, vgg_filled
+from tests.parity.runners import Kind, refers
 from train.jobs.cli import compose
 from train.jobs.config import plain
 from train.runs.building import build, quieten
@@ -39,7 +39,7 @@ Outputs = dict[str, Tensor]
 def gfpgan_arguments(config: dict[str, Any]) -> dict[str, Any]:
     """Ours from the reference's: the styles always come from the U-Net, and weights are loaded by other means."""
     config = dict(config)
-    assert config.pop("input_is_latent")
+    config.pop("input_is_latent")  # see through_style_mlp
     config.pop("decoder_load_path", None)
     return config
 
@@ -49,8 +49,38 @@ def bilinear_arguments(config: dict[str, Any]) -> dict[str, Any]:
     return {"resample_kernel": None, **gfpgan_arguments(config)}
 
 
+def said(case: Case, pattern: str) -> str:
+    """A number that the case's json gives in words."""
+    found = re.search(pattern, case.facts["forward"])
+    assert found, f"{case.name}: forward has no {pattern}"
+    return found[1]
+
+
+def through_style_mlp(network: GFPGANv1 | GFPGANv1Clean) -> None:
+    """As with the reference's input_is_latent=false, which no published file has: the U-Net gives styles, not latents.
+
+    With a style for each layer, the reference's norm goes over the layers, the axis that is the features' for one style.
+    """
+    mlp = network.stylegan_decoder.style_mlp
+
+    def hook(_decoder: object, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        styles = inputs[0]
+        return (mlp(styles) if network.latents > 1 else mlp(styles[:, 0])[:, None].expand_as(styles),)
+
+    network.stylegan_decoder.register_forward_pre_hook(hook)
+
+
+def arcface(case: Case) -> Outputs:
+    network = arcface_of(case.facts["config"], case.weights)
+    greys: list[Tensor] = []
+    network.conv1.register_forward_pre_hook(lambda _module, inputs: greys.append(inputs[0]))
+    with torch.no_grad():
+        embedding = network((given(case)["x"] + 1) / 2)
+    return {"gray": greys[0], "embedding": embedding}
+
+
 def generator(case: Case) -> Outputs:
-    kind = StyleGAN2GeneratorClean if "clean" in case.name else StyleGAN2Generator
+    kind = StyleGAN2GeneratorClean if "Clean" in case.reference else StyleGAN2Generator
     network = kind(**case.facts["config"]).eval()
     network.load_state_dict(case.weights, strict=True)
     x, layers = given(case), network.num_latent
@@ -60,11 +90,14 @@ def generator(case: Case) -> Outputs:
 
     with torch.no_grad():
         latent, other = network.style_mlp(x["s"]), network.style_mlp(x["s2"])
-        mixed = torch.stack([latent] * 3 + [other] * (layers - 3), 1)
+        first = int(said(case, r"inject_index=(\d+)"))
+        mixed = torch.stack([latent] * first + [other] * (layers - first), 1)
         return {
             "image": image(latent),
             "latent": latent,
-            "image_truncated": image(torch.lerp(other.mean(0, keepdim=True), latent, 0.7)),
+            "image_truncated": image(
+                torch.lerp(other.mean(0, keepdim=True), latent, float(said(case, r"truncation ([\d.]+\d)")))
+            ),
             "image_mixed": image(mixed),
             "latent_mixed": mixed,
             "image_wplus": image(x["w"]),
@@ -84,9 +117,12 @@ def discriminator(case: Case) -> Outputs:
 
 
 def gfpgan(case: Case) -> Outputs:
-    kind = GFPGANv1Clean if "clean" in case.name else GFPGANv1
-    network = kind(**gfpgan_arguments(case.facts["config"])).eval()
+    kind = GFPGANv1Clean if "Clean" in case.reference else GFPGANv1
+    arguments = bilinear_arguments if "Bilinear" in case.reference else gfpgan_arguments
+    network = kind(**arguments(case.facts["config"])).eval()
     network.load_state_dict(case.weights, strict=True)
+    if not case.facts["config"]["input_is_latent"]:
+        through_style_mlp(network)
     with torch.no_grad():
         made = network((given(case)["x"] + 1) / 2)
     return {"image": 2 * made.restored - 1, **{f"rgb_{image.shape[-1]}": 2 * image - 1 for image in made.pyramid}}
@@ -129,7 +165,8 @@ def crops(case: Case) -> Outputs:
 
 def losses(case: Case) -> Outputs:
     x, config = given(case), case.facts["config"]
-    pyramid = [(x[f"rgb_{side}"] + 1) / 2 for side in (8, 16, 32, 64)]
+    sides = sorted(int(name.removeprefix("rgb_")) for name in x if name.startswith("rgb_"))
+    pyramid = [(x[f"rgb_{side}"] + 1) / 2 for side in sides]
     hq = (x["gt"] + 1) / 2
     levels = {image.shape[-1]: (image, wanted) for image, wanted in pairs(pyramid, hq)}
     each = {f"l_p_{side}": 2 * F.l1_loss(*level) for side, level in levels.items()}  # theirs are in [-1, 1]
@@ -144,7 +181,7 @@ def losses(case: Case) -> Outputs:
     return {
         **gan.gfpgan_losses(case),
         **each,
-        **{f"pyramid_{side}": 2 * levels[side][1] - 1 for side in (8, 16)},
+        **{f"pyramid_{side}": 2 * levels[side][1] - 1 for side in sides[:-1]},
         "comp_style_one_part": style.detach(),
         "comp_style_one_part_x200": strong.detach(),
         "comp_style_grad_norm_eye": gradient(strong, eye).norm() / 2,
@@ -182,9 +219,8 @@ def engine(case: Case) -> AdversarialTask:
     given_ = [f"{node}.{key}={value}" for node, values in arguments.items() for key, value in values.items()]
     recipe = plain(compose(["model=gfpgan_ffhq", *given_]), resolve=True)
     terms = recipe["loss"]["terms"]
-    embedder = ResNetArcFace(layers=config["arcface"]["layers"])
     unfilled = [key for key in shapes["arcface"] if key.endswith("num_batches_tracked")]
-    load(embedder, fill.state_dict(shapes["arcface"], scale=scale["arcface"], leave_out=unfilled))
+    embedder = arcface_of(config["arcface"], fill.state_dict(shapes["arcface"], scale=scale["arcface"], leave_out=unfilled))
     embedder.weights_from = "the case"  # type: ignore[assignment]
     losses = {name: build(node) for name, node in terms.items() if name not in ("vgg", "id")}
     vgg = {key: value for key, value in terms["vgg"].items() if key not in ("_target_", "network")}
@@ -227,8 +263,8 @@ def step(case: Case) -> Outputs:
         "lq": images["lq"],
         "hq": images["gt"],
         "components": components_of(case, network.out_size),
-        "position": torch.arange(2),
-        "unreadable": torch.zeros(2, dtype=torch.int64),
+        "position": torch.arange(len(images["gt"])),
+        "unreadable": torch.zeros(len(images["gt"]), dtype=torch.int64),
     }
     watch, rows = Watch(), Rows()
     quiet: dict[str, Any] = dict.fromkeys(("enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
@@ -285,12 +321,14 @@ def ours_of(name: str) -> str:
     return f"adversary.discriminators.{whose.removeprefix('d').removeprefix('_') or 'image'}.network.{key}"
 
 
-RUNNERS: dict[str, Callable[[Case], Outputs]] = {
-    "gfpgan/stylegan2_disc_small": discriminator,
-    "gfpgan/stylegan2*": generator,
-    "gfpgan/gfpganv1*": gfpgan,
-    "gfpgan/facial_component_disc": component_discriminator,
-    "gfpgan/roi_crops": crops,
-    "gfpgan/losses": losses,
-    "gfpgan/step_gfpgan": step,
-}
+KEPT = 6  # cases in tests/golden
+KINDS = [
+    Kind(tells=refers(r"::ResNetArcFace\b"), run=arcface),
+    Kind(tells=refers(r"::StyleGAN2Generator(Clean)?$"), run=generator),
+    Kind(tells=refers(r"::StyleGAN2Discriminator\b"), run=discriminator),
+    Kind(tells=refers(r"::GFPGAN(v1|v1Clean|Bilinear)$"), run=gfpgan),
+    Kind(tells=refers(r"::FacialComponentDiscriminator\b"), run=component_discriminator),
+    Kind(tells=refers(r"::get_roi_regions\b"), run=crops),
+    Kind(tells=refers(r"::GFPGANModel; .* losses$"), run=losses),
+    Kind(tells=refers(r"::GFPGANModel\.optimize_parameters"), run=step),
+]

@@ -3,9 +3,11 @@
 Their photos are (h, w, 3) BGR, ours (3, h, w) RGB.
 """
 
+import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 from unittest import mock
 
 import numpy as np
@@ -24,8 +26,9 @@ from degradations.operators.operator import Operator
 from degradations.operators.resize import Downsample, RandomResize, ResizeBack
 from degradations.operators.sharpen import UsmSharpening
 from degradations.pipeline import Pipeline
-from tests.parity import fill
+from tests.parity import distributions, fill
 from tests.parity.cases import Apart, Case
+from tests.parity.runners import Kind, gives, refers
 
 Outputs = dict[str, Tensor]
 BLUR = GaussianBlur(kernel_size_px=41, sigma_px=(0.1, 15), isotropic_prob=0.5)
@@ -33,7 +36,8 @@ NOISE = GaussianNoise(sigma_255=(0, 30), grey_prob=0.4)
 JPEG = Jpeg(quality=(30, 100), codec="libjpeg")
 BACK = ResizeBack(filter="bilinear")
 SHIFT = ColourShift(shift_255=20)
-JITTER = ColourJitter(brightness=(0.5, 1.5), contrast=(0.5, 1.5), saturation=(0, 1.5), hue=(-0.1, 0.1))
+JITTER_BOUNDS = {"brightness": (0.5, 1.5), "contrast": (0.5, 1.5), "saturation": (0, 1.5), "hue": (-0.1, 0.1)}
+JITTER = ColourJitter(**JITTER_BOUNDS)  # type: ignore[arg-type]
 
 
 def planar(photo_hwc: Tensor) -> np.ndarray:
@@ -122,9 +126,19 @@ def jpeg_bytes(case: Case) -> Outputs:
     return {f"{name}.q{q}": levels(libjpeg(photo, q)) for name, photo in photos.items() for q in qualities}
 
 
+def numbers(text: str, after: str) -> list[float]:
+    """The list that a json has in words: "hard.batch: quality tensor [30.0, 95.0]"."""
+    found = re.search(rf"{after} (\[[^]]*\])", text)
+    assert found, f"no {after} in {text!r}"
+    return [float(each) for each in json.loads(found[1])]
+
+
 def jpeg_approximated(case: Case) -> Outputs:
     image = torch.from_numpy(ours(case.stored["input"]))
-    given = {f"q{q}": [q, q] for q in case.facts["config"]["qualities"]} | {"batch": [30, 95]}
+    config = case.facts["config"]
+    given = {f"q{q}": [q] * len(image) for q in config["qualities"]}
+    if "batch" in config:
+        given["batch"] = numbers(config["batch"], "quality tensor")
     return {f"hard.{name}": diffjpeg(image, torch.tensor(q, dtype=torch.float32)) for name, q in given.items()}
 
 
@@ -135,46 +149,58 @@ def poisson(photo: np.ndarray, scale: float, grey: int) -> np.ndarray:
 
 
 def noise(case: Case) -> Outputs:
+    """NumPy's forms on the first photo, torch's on the batch; "mixed" has a sigma, a scale and a colour for each photo."""
     batch, config = ours(case.stored["input"]), case.facts["config"]
     photo, sigma, scale = batch[0], config["sigma"], config["poisson_scale"]
     height, width = photo.shape[1:]
-    colour, grey = (
-        field(f"randn/noise_given/{name}", shape) for name, shape in (("color", (height, width, 3)), ("gray", (height, width)))
-    )
+    drawn = {call: str(text).split("'")[1] for call, text in config["replaced"].items() if "fill.tensor" in str(text)}
+    colour = field(drawn["np.random.randn(h,w,3)"], (height, width, 3))
+    grey = field(drawn["np.random.randn(h,w) (gray)"], (height, width))
+    colours = fill.tensor(drawn["torch.randn(b,3,h,w)"], batch.shape).numpy()
+    one = fill.tensor(drawn["torch.randn(h,w) (gray)"], (height, width)).numpy()[None]
     noisy = add_noise(photo, colour, sigma)
     rounded = Pipeline(operators={}, quantize=True, hq_too=[], device="cpu").apply(torch.from_numpy(noisy), {})["lq"]
     alone = {"np.gauss.clip": noisy, "np.gauss.clip_round": rounded, "np.gauss.gray": add_noise(photo, grey, sigma)}
     alone |= {"np.poisson": poisson(photo, scale, 0), "np.poisson.gray": poisson(photo, scale, 1)}
 
-    colours = fill.tensor("randn/noise_given/pt_color", batch.shape).numpy()
-    one = fill.tensor("randn/noise_given/pt_gray", (height, width)).numpy()[None]
+    sigmas, scales = numbers(config["pt.gauss.mixed"], "sigma tensor"), numbers(config["pt.poisson"], "scale tensor")
+    are_grey = [int(each) for each in numbers(config["pt.gauss.mixed"], "gray flags")]
+    fields = [one if is_grey else each for is_grey, each in zip(are_grey, colours, strict=True)]
     together = {
         "pt.gauss": [add_noise(*both, sigma) for both in zip(batch, colours, strict=True)],
-        "pt.gauss.mixed": [add_noise(batch[0], colours[0], 17.5), add_noise(batch[1], one, 8.75)],
-        "pt.poisson": [poisson(batch[0], 1.7, 0), poisson(batch[1], 0.6, 0)],
-        "pt.poisson.mixed": [poisson(batch[0], 1.7, 0), poisson(batch[1], 0.6, 1)],
+        "pt.gauss.mixed": [add_noise(*each) for each in zip(batch, fields, sigmas, strict=True)],
+        "pt.poisson": [poisson(*both, 0) for both in zip(batch, scales, strict=True)],
+        "pt.poisson.mixed": [poisson(*each) for each in zip(batch, scales, are_grey, strict=True)],
     }
     return {name: theirs(each) for name, each in alone.items()} | {
-        name: torch.from_numpy(np.stack(pair)) for name, pair in together.items()
+        name: torch.from_numpy(np.stack(every)) for name, every in together.items()
     }
 
 
-def sharpened(batch: np.ndarray, weight: float, threshold_255: float) -> np.ndarray:
-    operator = UsmSharpening(kernel_size_px=51, weight=weight, threshold_255=threshold_255)
+def sharpener(weight: float, threshold_255: float, kernel_size_px: int = 51) -> UsmSharpening:
+    return UsmSharpening(kernel_size_px=kernel_size_px, weight=weight, threshold_255=threshold_255)
+
+
+def sharpened(batch: np.ndarray, operator: UsmSharpening) -> np.ndarray:
     return np.stack([operator.apply(photo, {}) for photo in batch])
 
 
 def filter_and_sharpen(case: Case) -> Outputs:
     batch, given = ours(case.stored["input"]), case.stored["kernel"].numpy().astype(np.float64)
-    plain = sharpened(batch, 0.5, 10)
+    config = case.facts["config"]
+    radius = int(re.search(r"radius=(\d+)", config["usm.torch"])[1])  # type: ignore[index]
+    texts = {
+        name: re.search(r"weight[ =]([\d.]+), threshold[ =]([\d.]+)", config[name]) for name in config if "usm.torch" in name
+    }
+    ways = {name: sharpener(float(w[1]), float(w[2]), radius // 2 * 2 + 1) for name, w in texts.items() if w}
     produced = {
         "filter2D.per_sample": np.stack([filtered(photo, kernel) for photo, kernel in zip(batch, given, strict=True)]),
         "filter2D.shared": np.stack([filtered(photo, given[0]) for photo in batch]),
-        "usm.kernel": UsmSharpening(kernel_size_px=51, weight=0.5, threshold_255=10).kernel[None].astype(np.float32),
-        "usm.torch": plain,
-        "usm.torch_w0.8_t4": sharpened(batch, 0.8, 4),
+        "usm.kernel": ways["usm.torch"].kernel[None].astype(np.float32),
+        **{name: sharpened(batch, way) for name, way in ways.items()},
     }
-    return {name: torch.from_numpy(each) for name, each in produced.items()} | {"usm.numpy_bgr": theirs(plain[0])}
+    by_default = sharpened(batch[:1], sharpener(0.5, 10))[0]  # the reference's own values
+    return {name: torch.from_numpy(each) for name, each in produced.items()} | {"usm.numpy_bgr": theirs(by_default)}
 
 
 # Whole pipelines -------------------------------------------------------------------------------------------------------
@@ -271,17 +297,18 @@ def flipped(case: Case, trace: Trace) -> np.ndarray:
     return np.ascontiguousarray(photo[..., ::-1]) if trace.next("random.random") < 0.5 else photo
 
 
-def signed(photo: np.ndarray) -> Tensor:
-    """CHW RGB in [-1, 1]."""
-    return torch.from_numpy((photo - np.float32(0.5)) / np.float32(0.5))
+def normalised(photo: np.ndarray, config: dict[str, Any]) -> Tensor:
+    """CHW RGB as the data set returns it."""
+    mean, std = (np.float32(config[name])[:, None, None] for name in ("mean", "std"))
+    return torch.from_numpy((photo - mean) / std)
 
 
 def codeformer_stage2(case: Case) -> Outputs:
-    trace = Trace(case)
+    trace, config = Trace(case), case.facts["config"]
     photo = flipped(case, trace)
-    produced = stages(case, photo, *drawn_by_codeformer(trace, case.facts["config"]))
+    produced = stages(case, photo, *drawn_by_codeformer(trace, config))
     assert not trace.calls
-    return produced | {"in": signed(finished(case, photo, quantize=True)), "gt": signed(photo)}
+    return produced | {"in": normalised(finished(case, photo, quantize=True), config), "gt": normalised(photo, config)}
 
 
 def codeformer_stage3(case: Case) -> Outputs:
@@ -290,8 +317,10 @@ def codeformer_stage3(case: Case) -> Outputs:
     produced = stages(case, photo, *drawn_by_codeformer(trace, config))
     produced |= stages(case, photo, *drawn_by_codeformer(trace, config, "_large"), branch=1)
     assert not trace.calls
-    lqs = {name: signed(finished(case, photo, quantize=True, branch=n)) for n, name in enumerate(("in", "in_large_de"))}
-    return produced | lqs | {"gt": signed(photo)}
+    lqs = {
+        name: normalised(finished(case, photo, quantize=True, branch=n), config) for n, name in enumerate(("in", "in_large_de"))
+    }
+    return produced | lqs | {"gt": normalised(photo, config)}
 
 
 def diffbir_stage1(case: Case) -> Outputs:
@@ -303,17 +332,6 @@ def diffbir_stage1(case: Case) -> Outputs:
     return produced | {"lq": lq, "gt": theirs(photo * 2 - 1).flip(-1)}
 
 
-def dtbfr_grey(case: Case) -> Outputs:
-    trace, config = Trace(case), case.facts["config"]
-    photo = flipped(case, trace)
-    produced = stages(case, photo, *drawn_by_basicsr(trace, config))
-    assert trace.bernoulli(config["gray_prob"])
-    assert not trace.calls
-    lq = finished(case, photo, quantize=True, operators={"grey": Grey()}, given={"grey": {}})
-    both = Pipeline(operators={"grey": Grey()}, quantize=True, hq_too=["grey"], device="cpu")
-    return produced | {"lq": torch.from_numpy(lq), "gt": both.apply(torch.from_numpy(photo), {"grey": {}})["hq"]}
-
-
 def dtbfr_test(case: Case) -> Outputs:
     trace, photo, config = Trace(case), ours(case.stored["input"]), case.facts["config"]
     turned = {"sigma_x_px": config["sig_x"], "sigma_y_px": config["sig_y"], "angle_rad": config["theta"], "kernel_size_px": 41}
@@ -321,35 +339,40 @@ def dtbfr_test(case: Case) -> Outputs:
     return stages(case, photo, given, trace.field()) | {"lq": theirs(finished(case, photo, quantize=True))}
 
 
-def gfpgan(case: Case) -> Outputs:
+def colour_chain(case: Case) -> Outputs:
+    """GFPGAN's data set and DT-BFR's copy of it: the classical chain, then whatever changes of colour the draws ask for."""
     trace, config = Trace(case), case.facts["config"]
     photo = flipped(case, trace)
     produced = stages(case, photo, *drawn_by_basicsr(trace, config))
-    assert trace.bernoulli(config["color_jitter_prob"])
-    limit = config["color_jitter_shift"] / 255
-    blue, green, red = np.multiply(trace.next("np.random.uniform", -limit, limit, 3), 255)
-    assert not trace.bernoulli(config["gray_prob"])
-    assert trace.bernoulli(config["color_jitter_pt_prob"])
-    bounds = {"brightness": (0.5, 1.5), "contrast": (0.5, 1.5), "saturation": (0, 1.5), "hue": (-0.1, 0.1)}
+    operators: dict[str, Operator] = {}
+    given: Parameters = {}
+    if config["color_jitter_prob"] is not None and trace.bernoulli(config["color_jitter_prob"]):
+        limit = config["color_jitter_shift"] / 255
+        blue, green, red = np.multiply(trace.next("np.random.uniform", -limit, limit, 3), 255)
+        operators["shift"], given["shift"] = SHIFT, {"red_255": red, "green_255": green, "blue_255": blue}
+    if config["gray_prob"] and trace.bernoulli(config["gray_prob"]):
+        operators["grey"], given["grey"] = Grey(), {}
+    if config["color_jitter_pt_prob"] is not None and trace.bernoulli(config["color_jitter_pt_prob"]):
+        operators["jitter"], given["jitter"] = JITTER, jitter_draws(trace, config)
+    assert not trace.calls
+    lq = finished(case, photo, quantize=True, operators=operators, given=given)
+    if "grey" in operators and config.get("gt_gray"):
+        both = Pipeline(operators={"grey": Grey()}, quantize=True, hq_too=["grey"], device="cpu")
+        photo = both.apply(torch.from_numpy(photo), {"grey": {}})["hq"].numpy()
+    return produced | {"lq": normalised(lq, config), "gt": normalised(photo, config)}
+
+
+def jitter_draws(trace: Trace, config: dict[str, Any]) -> Parameters:
+    bounds = {name: config.get(name, default) for name, default in JITTER_BOUNDS.items()}
     order = [list(bounds)[index] for index in trace.next("torch.randperm")]
-    jitter: Parameters = {"order": "".join(name[0] for name in order)}
+    drawn: Parameters = {"order": "".join(name[0] for name in order)}
     for name in order:
         assert trace.calls[0]["args"] == [*bounds[name], []]
-        jitter[name] = trace.next("tensor.uniform_")
-    assert not trace.calls
-    given = {"shift": {"red_255": red, "green_255": green, "blue_255": blue}, "jitter": jitter}
-    lq = finished(case, photo, quantize=True, operators={"shift": SHIFT, "jitter": JITTER}, given=given)
-    return produced | {"lq": signed(lq), "gt": signed(photo)}
+        drawn[name] = trace.next("tensor.uniform_")
+    return drawn
 
 
 # Real-ESRGAN -----------------------------------------------------------------------------------------------------------
-
-
-def resizing(positions: str, of_hq: float) -> RandomResize:
-    filters = ["area", "bilinear", "bicubic"]
-    return RandomResize(
-        up_prob=0.2, down_prob=0.7, up=(1, 1.5), down=(0.15, 1), of_hq=of_hq, filters=filters, positions=positions
-    )  # type: ignore[arg-type]
 
 
 def gaussian_batch(trace: Trace, batch: np.ndarray, bounds: tuple[float, float], grey_prob: float) -> np.ndarray:
@@ -371,82 +394,150 @@ def poisson_batch(trace: Trace, batch: np.ndarray, bounds: tuple[float, float], 
     return np.stack([poisson(photo, scale, int(is_grey)) for photo, scale, is_grey in zip(batch, scales, grey, strict=True)])
 
 
+def resizing(positions: Literal["scale", "size"]) -> RandomResize:
+    """What it would draw is given."""
+    filters = ["area", "bilinear", "bicubic"]
+    return RandomResize(up_prob=0.2, down_prob=0.7, up=(1, 1.5), down=(0.15, 1), of_hq=1, filters=filters, positions=positions)  # type: ignore[arg-type]
+
+
+class Chain:
+    """The second-order chain, each step from the stored result of the one before it.
+
+    Their one draw a batch for kinds, filters and noise types is given to each of our samples.
+    """
+
+    def __init__(self, case: Case) -> None:
+        self.case, self.trace, self.config = case, Trace(case), case.facts["config"]
+        self.batch = (planar(case.stored["hq"].flip(-1)) + 1) / 2
+        self.side: tuple[int, int] = self.batch.shape[2:]  # of the HQ  # type: ignore[assignment]
+        self.produced: dict[str, np.ndarray] = {}
+
+    def step(self, operation: str, made: list[np.ndarray]) -> None:
+        name = f"stage.{len(self.produced)}.{operation}"
+        self.produced[name] = np.stack(made)
+        self.batch = self.case.stored[name].numpy()
+
+    def blur(self, name: str) -> None:
+        kernels_ = self.case.stored[name].numpy().astype(np.float64)
+        self.step("filter2D", [filtered(photo, kernel) for photo, kernel in zip(self.batch, kernels_, strict=True)])
+
+    def scale(self, suffix: str) -> float:
+        kind, (low, high) = self.trace.next("random.choices"), self.config[f"resize_range{suffix}"]
+        bounds = {"up": (1, high), "down": (low, 1)}
+        return self.trace.next("np.random.uniform", *bounds[kind]) if kind in bounds else 1.0  # type: ignore[no-any-return]
+
+    def resize(self, operator: RandomResize | ResizeBack, height: int, width: int, filter_: str, scale: float = 1.0) -> None:
+        given: Parameters = {"scale": scale, "filter": filter_, "height": height, "width": width}
+        self.step("interpolate", [operator.apply(photo, given) for photo in self.batch])
+
+    def noise(self, suffix: str) -> None:
+        grey = self.config[f"gray_noise_prob{suffix}"]
+        if self.trace.bernoulli(self.config[f"gaussian_noise_prob{suffix}"]):
+            self.batch = gaussian_batch(self.trace, self.batch, self.config[f"noise_range{suffix}"], grey)
+        else:
+            self.batch = poisson_batch(self.trace, self.batch, self.config[f"poisson_scale_range{suffix}"], grey)
+
+    def jpeg(self) -> None:
+        operator, qualities = Jpeg(quality=(30, 95), codec="diffjpeg"), self.trace.next("tensor.uniform_")
+        self.step("jpeg", [operator.apply(photo, {"quality": q}) for photo, q in zip(self.batch, qualities, strict=True)])
+
+
 def realesrgan(case: Case) -> Outputs:
-    """Their one draw a batch for kinds, filters and noise types is given to each of our samples."""
-    trace, stored, config = Trace(case), case.stored, case.facts["config"]
-    at = {entry["stage"]: stored[f"stage.{entry['stage']}.{entry['op']}"].numpy() for entry in case.facts["ops"]}
-    blurs = {name: stored[name].numpy().astype(np.float64) for name in ("kernel1", "kernel2", "sinc_kernel")}
-
-    def blurred(batch: np.ndarray, name: str) -> np.ndarray:
-        return np.stack([filtered(photo, kernel) for photo, kernel in zip(batch, blurs[name], strict=True)])
-
-    def resized(batch: np.ndarray, operator: RandomResize | ResizeBack, scale: float, filter_: str, side: int) -> np.ndarray:
-        given = {"scale": scale, "filter": filter_, "height": side, "width": side}
-        return np.stack([operator.apply(photo, given) for photo in batch])
-
-    def compressed(batch: np.ndarray, qualities: list[float]) -> np.ndarray:
-        jpeg = Jpeg(quality=(30, 95), codec="diffjpeg")
-        return np.stack([jpeg.apply(photo, {"quality": q}) for photo, q in zip(batch, qualities, strict=True)])
-
-    hq = sharpened(ours(stored["input"]), 0.5, 10)
-    produced = {"stage.0.filter2D": blurred((planar(stored["hq"].flip(-1)) + 1) / 2, "kernel1")}
-    assert trace.next("random.choices") == "down"
-    scale, filter_ = trace.next("np.random.uniform", config["resize_range"][0], 1), trace.next("random.choice")
-    produced["stage.1.interpolate"] = resized(at[0], resizing("scale", 1), scale, filter_, int(96 * scale))
-    assert trace.bernoulli(config["gaussian_noise_prob"])
-    noisy = gaussian_batch(trace, at[1], config["noise_range"], config["gray_noise_prob"])
-    produced["stage.2.jpeg"] = compressed(noisy, trace.next("tensor.uniform_"))
-    assert trace.bernoulli(config["second_blur_prob"])
-    produced["stage.3.filter2D"] = blurred(at[2], "kernel2")
-    assert trace.next("random.choices") == "keep"
-    small = resizing("size", 1 / config["stage2_scale"])
-    produced["stage.4.interpolate"] = resized(at[3], small, 1, trace.next("random.choice"), 24)
-    assert not trace.bernoulli(config["gaussian_noise_prob2"])
-    noisy = poisson_batch(trace, at[4], config["poisson_scale_range2"], config["gray_noise_prob2"])
-    assert trace.bernoulli(0.5)  # resize and sinc before JPEG
-    produced["stage.5.interpolate"] = resized(noisy, small, 1, trace.next("random.choice"), 24)
-    produced["stage.6.filter2D"] = blurred(at[5], "sinc_kernel")
-    produced["stage.7.jpeg"] = compressed(at[6], trace.next("tensor.uniform_"))
+    chain = Chain(case)
+    trace, config, (height, width) = chain.trace, chain.config, chain.side
+    chain.blur("kernel1")
+    first = chain.scale("")
+    chain.resize(resizing("scale"), int(height * first), int(width * first), trace.next("random.choice"), first)
+    chain.noise("")
+    chain.jpeg()
+    if trace.bernoulli(config["second_blur_prob"]):
+        chain.blur("kernel2")
+    second = chain.scale("2") / config["stage2_scale"]
+    chain.resize(resizing("size"), int(height * second), int(width * second), trace.next("random.choice"))
+    chain.noise("2")
+    small = height // config["stage2_scale"], width // config["stage2_scale"]
+    jpeg_is_last = trace.bernoulli(0.5)
+    if not jpeg_is_last:
+        chain.jpeg()
+    chain.resize(resizing("size"), *small, trace.next("random.choice"))
+    chain.blur("sinc_kernel")
+    if jpeg_is_last:
+        chain.jpeg()
     assert not trace.calls
-    back = ResizeBack(filter="bicubic")
-    produced["stage.8.interpolate"] = resized(at[7], back, 1, "bicubic", 96)
+    chain.resize(ResizeBack(filter="bicubic"), height, width, "bicubic")
     rounding = Pipeline(operators={}, quantize=True, hq_too=[], device="cpu")
-    lq = rounding.apply(torch.from_numpy(at[8]), {})["lq"]
+    lq = rounding.apply(torch.from_numpy(chain.batch), {})["lq"]
+    hq = ours(case.stored["input"])
+    hq = sharpened(hq, sharpener(0.5, 10)) if config["use_sharpener"] else hq
     final = {"hq": theirs(hq * 2 - 1).flip(-1), "lq": theirs(lq).flip(-1)}
-    return {name: torch.from_numpy(each) for name, each in produced.items()} | final
+    return {name: torch.from_numpy(each) for name, each in chain.produced.items()} | final
 
 
-RUNNERS: dict[str, Callable[[Case], Outputs]] = {
-    "degradations/kernels": kernel_values,
-    "degradations/blur_cv2": blur,
-    "degradations/resize_cv2": resize,
-    "degradations/cv2_jpeg": jpeg_bytes,
-    "degradations/diffjpeg*": jpeg_approximated,
-    "degradations/noise_given": noise,
-    "degradations/torch_ops": filter_and_sharpen,
-    "degradations/pipeline_codeformer_stage2": codeformer_stage2,
-    "degradations/pipeline_codeformer_stage3": codeformer_stage3,
-    "degradations/pipeline_diffbir_stage1": diffbir_stage1,
-    "degradations/pipeline_dtbfr_gray": dtbfr_grey,
-    "degradations/pipeline_dtbfr_test": dtbfr_test,
-    "degradations/pipeline_gfpgan": gfpgan,
-    "degradations/pipeline_realesrgan_batch": realesrgan,
-}
+def compare_drawn(case: Case, made: distributions.Drawn, _apart: object) -> None:
+    assert distributions.complaints(case, made) == []
 
-# What the notes of the jsons say in words
-APART: dict[str, Apart] = {
-    "degradations/pipeline_* stage.jpeg_in?": Apart(atol=5e-4),  # times 255
-    "degradations/diffjpeg* soft.*": Apart(skip=True),
-    "degradations/noise_given np.poisson.gray": Apart(share=0.02, most=1e-4),
-    # A residual of 9.99994 grey levels, at a threshold of 10: its mask spreads over 51 pixels.
-    "degradations/pipeline_realesrgan_batch hq": Apart(share=0.005, most=1e-3),
-}
-LESS = {
-    **dict.fromkeys(
-        ("degradations/diffjpeg", "degradations/diffjpeg_odd_size"),
-        "soft.*: differentiable rounding, which no recipe trains through, isn't here; hard.* are compared",
+
+def is_drawn(pattern: str) -> Callable[[Case], bool]:
+    """Whether a case holds the draws of such a reference."""
+    return lambda case: "observables" in case.facts and refers(pattern)(case)
+
+
+def is_run(pattern: str) -> Callable[[Case], bool]:
+    """Whether a case is one run of such a reference, with each random number listed."""
+    return lambda case: "rng_trace" in case.facts and refers(pattern)(case)
+
+
+KEPT = 12  # cases in tests/golden
+JPEG_IN = {"stage.jpeg_in?": Apart(atol=5e-4)}  # times 255; the notes of the jsons say it in words, as all below
+FLIPS = "flips: drawn by data/, not by a degradation"
+PROMPTS = "prompts: not drawn by a degradation"
+KINDS = [
+    Kind(
+        tells=lambda case: all(isinstance(each, dict) and "type" in each for each in case.facts["config"].values()),
+        run=kernel_values,
     ),
-    "degradations/noise_given": "np.poisson.gray to 1e-4: numpy's grey weighs red 0.299, torch's, which is ours, 0.2989",
-    "degradations/pipeline_realesrgan_batch": "that resize kind, filter, noise type and a grey field serve a whole batch: "
-    "ours are drawn for each sample; all values are compared",
-}
+    Kind(tells=gives("blur.", "kernel."), run=blur),
+    Kind(tells=gives("down.", "back."), run=resize),
+    Kind(tells=gives("u8.q"), run=jpeg_bytes),
+    Kind(
+        tells=gives("hard."),
+        run=jpeg_approximated,
+        apart={"soft.*": Apart(skip=True)},
+        less="soft.*: differentiable rounding, which no recipe trains through, isn't here; hard.* are compared",
+    ),
+    Kind(
+        tells=gives("np.gauss", "pt.gauss"),
+        run=noise,
+        apart={"np.poisson.gray": Apart(share=0.02, most=1e-4)},
+        less="np.poisson.gray to 1e-4: numpy's grey weighs red 0.299, torch's, which is ours, 0.2989",
+    ),
+    Kind(tells=gives("filter2D.", "usm."), run=filter_and_sharpen),
+    Kind(tells=is_run(r"\bFFHQBlindDataset\b"), run=codeformer_stage2, apart=JPEG_IN),
+    Kind(tells=is_run(r"\bFFHQBlindJointDataset\b"), run=codeformer_stage3, apart=JPEG_IN),
+    Kind(tells=is_run(r"\bCodeformerDataset\b"), run=diffbir_stage1, apart=JPEG_IN),
+    Kind(tells=is_run(r"\bFFHQDegradationDataset\b"), run=colour_chain, apart=JPEG_IN),
+    Kind(tells=is_run(r"\bface_degradation\b"), run=dtbfr_test, apart=JPEG_IN),
+    Kind(
+        tells=is_run(r"\bRealESRGANBatchTransform\b"),
+        run=realesrgan,
+        # A residual of 9.99994 grey levels, at a threshold of 10: its mask spreads over 51 pixels.
+        apart={"hq": Apart(share=0.005, most=1e-3)},
+        less="that resize kind, filter, noise type and a grey field serve a whole batch: ours are drawn for each sample; all "
+        "values are compared",
+    ),
+    Kind(
+        tells=is_drawn(r"\b(FFHQBlind(Joint)?|FFHQDegradation)Dataset\b"),
+        run=distributions.drawn_by,
+        check=compare_drawn,
+        less=FLIPS,
+    ),
+    Kind(tells=is_drawn(r"\bCodeformerDataset\b"), run=distributions.drawn_by, check=compare_drawn, less=PROMPTS),
+    Kind(tells=is_drawn(r"\bRealESRGANDataset\b"), run=distributions.drawn_by, check=compare_drawn, less=PROMPTS),
+    Kind(
+        tells=is_drawn(r"\bRealESRGANBatchTransform\b"),
+        run=distributions.drawn_by,
+        check=compare_drawn,
+        less="quality of conf's libjpeg, which is truncated: compared with codec=diffjpeg",
+    ),
+    Kind(tells=is_drawn(r"\brandom_mixed_kernels\b"), run=distributions.drawn_by, check=compare_drawn),
+]
