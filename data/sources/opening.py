@@ -19,6 +19,8 @@ def open_images(*, root: str) -> Source:
 
     Raises:  ValueError: nothing is there, or no source reads such a file.
     """
+    if not root:
+        raise ValueError("the path of images is empty (data.root=), as a variable of the shell that is not set: give a folder")
     path = Path(root).expanduser()
     inside, in_data = (
         {Path(entry.name).suffix for entry in entries_of(folder)} if folder.is_dir() else set()

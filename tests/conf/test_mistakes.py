@@ -1,9 +1,12 @@
 """Mistakes that people make in a configuration; every one is refused before data is read, and the nearest key is named."""
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
+from omegaconf import OmegaConf
 
 from tests.toy import write_photographs
 from train.jobs.cli import compose, register_resolvers
@@ -123,6 +126,9 @@ MISTAKES = [
     ),
     ("schedule=constant schedule.factor=2", "schedule.factor=2: Input should be less than or equal to 1"),
     ("name=../b", "name='../b': String should match pattern"),
+    ("init.ckpt=", "init.ckpt='': it is empty, as a variable of the shell that is not set: give a value, or leave it out"),
+    ("weights.dir=2026", "as a text it takes two quotes: 'weights.dir=\"2026\"'"),
+    ("data=folder data.root=", "the path of images is empty (data.root=), as a variable of the shell that is not set: give"),
     ("validation.pictures=-1", "validation.pictures=-1: Input should be greater than or equal to 0"),
 ]
 
@@ -151,6 +157,44 @@ def test_a_degradation_that_given_lqs_leave_aside_is_no_mistake() -> None:
     checked = check(compose(["model=swinir_ffhq", "data=pairs", "data.root=LQ", "data.target_root=HQ"]))
     assert checked["degradation"]["operators"]
     assert checked["data"]["degradation"] is None
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "options"),
+    [
+        *(("data.root", value, []) for value in ("a=b", "faces (1)", "a,b", "it's", "x [faces]", "{a}", "~/faces", "\\'\"=")),
+        ("data.root", "a=b", ["-m"]),
+        ("init.ckpt", "epoch=3-step=100.ckpt", []),
+    ],
+)
+def test_a_value_that_hydra_reads_otherwise_is_named_with_its_quoting(
+    cli: Cli, tmp_path: Path, key: str, value: str, options: list[str]
+) -> None:
+    """What the message says can be pasted into a shell, and is then the text that was meant."""
+    code, printed = cli(*options, "experiment=demo", "data=folder", f"{key}={value}")
+    assert code == 1, printed
+    assert f"error: {key}={value} can't be read: " in printed
+    assert len(printed.splitlines()) == 1, printed
+    advice = shlex.split(printed.partition("as a text it takes two quotes: ")[2])
+    assert OmegaConf.select(compose(["experiment=demo", "data=folder", *advice]), key) == value
+    code, printed = cli("--cfg", "job", "experiment=demo", "data=folder", *advice)
+    assert code == 0, printed
+    assert OmegaConf.select(OmegaConf.create(printed), key) == value
+    assert not any(tmp_path.iterdir())
+
+
+def test_what_is_no_key_with_a_value_is_named(cli: Cli) -> None:
+    code, printed = cli("experiment=demo", "data root=x")
+    assert code == 1
+    assert "error: data root=x can't be read: " in printed
+    assert "quotes" not in printed
+
+
+@pytest.mark.parametrize("name", ["2026", "2026_11", "1e5", "2026.10", "true", "007", "nan", "w1"])
+def test_a_name_is_what_was_typed(cli: Cli, name: str) -> None:
+    code, printed = cli("--cfg", "job", "experiment=demo", f"name={name}")
+    assert code == 0, printed
+    assert yaml.safe_load(printed)["name"] == name
 
 
 def test_the_list_is_long_enough() -> None:

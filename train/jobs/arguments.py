@@ -1,13 +1,15 @@
 """What was typed: kept with a run, and put before the arguments of a command that goes on from it."""
 
 import os
+import re
+import shlex
 import sys
 from argparse import ArgumentParser
 from pathlib import Path
 
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
@@ -30,6 +32,23 @@ def overrides_of(arguments: list[str]) -> list[str]:
     known, others = options.parse_known_args(arguments)
     searched = [f"{SEARCHED}['file://{Path(known.config_dir).absolute()}']"] if known.config_dir else []
     return searched + [argument for argument in others if not argument.startswith("-")]
+
+
+def named_as_typed(argument: str) -> str:
+    """name=2026 and name=1e5 are names, which Hydra would take for numbers."""
+    plain = re.fullmatch(r"name=([\w.+-]+)", argument)
+    return f"name='{plain[1]}'" if plain and plain[1] != "null" else argument
+
+
+def quoting(argument: str) -> str:
+    """What to type where Hydra's grammar finds more in KEY=VALUE than a text; empty where the value is not at fault."""
+    key, _, value = argument.partition("=")
+    quoted = f"{key}={QuotedString(value, Quote.double).with_quotes()}"
+    try:
+        _parsed([quoted])
+    except HydraException:
+        return ""
+    return f"= , ( [ {{ ~ and quotes mean something else there; as a text it takes two quotes: {shlex.quote(quoted)}"
 
 
 def of_job(overrides: list[str]) -> list[str]:

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.errors import ConfigCompositionException, HydraException
+from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError, safe_load
 
 from train.conf import CONF, choices, first_comment, groups
 from train.errors import ERROR_FILE, fail, message_of
-from train.jobs.arguments import compose, continued, overrides_of
+from train.jobs.arguments import compose, continued, named_as_typed, overrides_of, quoting
 
 LISTED = (
     *("model", "experiment", "task", "loss", "adversary", "data", "degradation", "augmentation"),
@@ -42,7 +42,7 @@ def main() -> None:
     if {"--cfg", "-c"} & set(arguments):
         sys.argv.append("--resolve")
     try:
-        sys.argv[1:] = arguments = continued(arguments)
+        sys.argv[1:] = arguments = continued([named_as_typed(argument) for argument in sys.argv[1:]])
     except ValueError as error:
         fail(str(error))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, not to Hydra's own printer
@@ -189,6 +189,11 @@ def explain(error: Exception, arguments: list[str]) -> str:
     from train.jobs.config import nearest, plain, valid_keys
 
     text = str(error).partition("\nConfig search path")[0].strip()
+    unread = error.override if isinstance(error, OverrideParseException) else None
+    if ambiguous := re.match(r"Ambiguous value for argument '(.*)'\n", text):
+        unread = ambiguous[1]
+    if unread:
+        return f"{unread} can't be read: {quoting(unread) or text.partition(chr(10))[0]}"
     if options := re.search(r"Could not find '([\w./-]+)/([^'/]+)'\s+Available options in '[^']*':\s+(.*)", text, re.DOTALL):
         group, name, listed = options.group(1), options.group(2), options.group(3).split()
         return f"{group}={name}: there is no {group} of that name (there are {', '.join(listed)}){nearest(name, listed)}"

@@ -36,6 +36,8 @@ logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # get_object logs w
 Node = dict[str, Any]
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_"}
 
+NotEmpty = Annotated[str, StringConstraints(min_length=1)]
+
 # Keys that belong to no class: the run itself reads them. Further keys of init are files that the model's nodes take.
 RUN: dict[str, Any] = {
     "name": Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._=,+-]*(/[A-Za-z0-9][A-Za-z0-9._=,+-]*)*$")],
@@ -44,11 +46,11 @@ RUN: dict[str, Any] = {
     "preflight": bool,
     "validate": bool,
     "weights.dir": str,
-    "init.ckpt": str | None,
+    "init.ckpt": NotEmpty | None,
     "init.required": bool,
     "init.strict": bool,
     "init.parts": list[str] | None,
-    "init.prior": str | None,
+    "init.prior": NotEmpty | None,
     "ema_decay": Annotated[float, Interval(ge=0, lt=1)] | None,
 }
 # Groups that the run builds itself; the others reach it through the task, or through a node that names them. degradation is
@@ -203,7 +205,7 @@ def _check_run(config: Node, raw: Node) -> Iterator[str]:
         if name in RUN:
             yield from check_value(name, value, RUN[name])
         elif name.startswith("init.") and name.removeprefix("init.") in files:
-            yield from check_value(name, value, str | None)
+            yield from check_value(name, value, NotEmpty | None)
         elif isinstance(value, dict) and name in read:
             of_task = {key for key in value if raw["task"].get(key) == f"${{{name}.{key}}}"}
             yield from check_tree(name, {k: v for k, v in value.items() if k not in of_task}, raw[name], Node, valid)
@@ -329,7 +331,12 @@ def check_value(path: str, value: Any, annotation: Any) -> Iterator[str]:
         adapter.validate_json(json.dumps(value), strict=True)  # strict, but a YAML list may stand for a tuple
     except ValidationError as error:
         problems = [each for each in error.errors() if each["type"] != "needs_python_object"]  # a node could stand here too
-        yield f"{path}={value!r}: {'; or '.join(dict.fromkeys(problem['msg'] for problem in problems or error.errors()))}"
+        said = "; or ".join(dict.fromkeys(problem["msg"] for problem in problems or error.errors()))
+        if isinstance(value, int | float) and any(each["type"] == "string_type" for each in problems):
+            said += f"; as a text it takes two quotes: '{path}=\"{json.dumps(value)}\"'"
+        if value == "":
+            said = "it is empty, as a variable of the shell that is not set: give a value, or leave it out"
+        yield f"{path}={value!r}: {said}"
 
 
 def _parameters(node: Any) -> dict[str, inspect.Parameter]:

@@ -10,6 +10,7 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig, open_dict
 
 from train.jobs.arguments import of_job
@@ -23,7 +24,10 @@ from train.signals import Interrupted, stop_signal
 
 def is_swept(argument: str) -> bool:
     """True for an override that stands for several values, such as optimizer.lr=1e-4,5e-5."""
-    return OverridesParser.create().parse_override(argument).is_sweep_override()
+    try:
+        return OverridesParser.create().parse_override(argument).is_sweep_override()
+    except HydraException:  # it stands for nothing
+        return False
 
 
 class Sweep:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -205,6 +206,21 @@ def test_a_restored_run_id_is_taken_up(offline: Path) -> None:
     logger.finalize("success")
     logger.close()
     assert [row["train/loss"] for row in offline_rows(offline)] == [1.0]
+
+
+def test_the_documented_upload_takes_each_attempt_but_a_killed_one(offline: Path) -> None:
+    for start in (0, 2):
+        csv, _, logger = loggers(offline)
+        attempt(csv, logger, start=start, end=start + 2)
+    (offline / "wandb" / "killed-offline-run-20260101_000000-aa").mkdir()
+    command = re.search(r"`cd runs/NAME && wandb sync ([^`]*)`", (REPOSITORY / "docs" / "runs.md").read_text(encoding="utf-8"))
+    assert command is not None
+    script = f"{sys.executable} -m wandb sync --dry-run {command[1]}"
+    ended = subprocess.run(script, shell=True, cwd=offline, capture_output=True, text=True)
+    count = len(list((offline / "wandb").glob("offline-run-*")))
+    assert ended.returncode == 0, ended.stderr
+    assert f"Would sync {count} run(s)" in ended.stderr + ended.stdout
+    assert "killed" not in ended.stderr + ended.stdout
 
 
 def write_pictures(folder: Path, steps: range) -> None:
