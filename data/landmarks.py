@@ -14,6 +14,7 @@ import torch
 
 # Left eye, right eye, nose, left and right corner of the mouth (left and right in the picture), x and y in pixels of a 512x512
 # crop: the mean landmarks of FFHQ to which facexlib, GFPGAN, CodeFormer and DiffBIR align.
+POINTS = ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")
 TEMPLATE_SIDE = 512
 TEMPLATE = np.array(
     [[192.98138, 239.94708], [318.90277, 240.1936], [256.63416, 314.01935], [201.26117, 371.41043], [313.08905, 371.15118]]

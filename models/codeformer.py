@@ -87,6 +87,11 @@ class CodeFormer(CodebookNetwork):
                 raise ValueError(f"network.fix_modules={fix_modules}: there is no {name}; the parts are {', '.join(parts)}")
             self.get_submodule(name).requires_grad_(False)
 
+    @property
+    def face_px(self) -> int:
+        """Side of the aligned faces that it takes, and no other image."""
+        return self.img_size
+
     def forward(self, lq: Tensor, *, w: float, adain: bool, code_only: bool = False) -> Restoration:
         """Args:    lq: (b, 3, img_size, img_size) in [0, 1].
                  w: fidelity, from 0 (codes alone) to 1; training may go above 1.

@@ -119,6 +119,11 @@ class GFPGAN(nn.Module):
                 "set network.fix_decoder=false"
             )
 
+    @property
+    def face_px(self) -> int:
+        """Side of the aligned faces that it takes, and no other image."""
+        return self.out_size
+
     def forward(self, lq: Tensor, *, noise: Noise = None) -> Restoration:
         """Args:    lq: (b, 3, out_size, out_size) in [0, 1].
                  noise: as in StyleGAN2Generator. By default it is drawn anew while training, and in eval mode it is the file's

@@ -56,21 +56,63 @@ def main() -> None:
 
 def restored(typed: "Typed", arguments: Sequence[str]) -> bool:
     """Whether every image was. Raises ValueError for mistakes in the command, and what restore_folder does."""
-    config, hints = configured(typed)
     if prints(typed):
-        print(OmegaConf.to_yaml(config, resolve=not any(OmegaConf.is_missing(config, key) for key in config)), end="")
+        config, _ = configured(typed)
+        missing = any(OmegaConf.is_missing(config, key) for key in config)
+        print(OmegaConf.to_yaml(config, resolve=not missing), end="")
         return True
+    from restoration.photo import PhotoSettings, restore_photographs
     from restoration.run import Settings, restore_folder
 
-    resolved, raw = checked(config, hints)
-    settings = Settings(**{key: resolved[key] for key in Settings.__dataclass_fields__})
-    stages: dict[str, Stage] = {name: built(node) for name, node in resolved["pipeline"].items()}
-    refuse_idle(stages, raw["pipeline"], {key for key, _ in typed.pairs})
+    chosen = Pipeline.of(typed)
+    values = chosen.values
+    settings = Settings(**{key: values[key] for key in Settings.__dataclass_fields__})
+    of_photos = {key: values[key] for key in PhotoSettings.__dataclass_fields__}
+    if values["faces"] == "aligned":
+        given = {key.partition(".")[0] for key, _ in typed.pairs} | ({"background"} if typed.behind else set())
+        if idle := sorted(given & (of_photos.keys() - {"faces"})):
+            raise ValueError(f"{idle[0]} does nothing with faces=aligned: add faces=photo, or leave {idle[0]} out")
+    behind = background_of(typed, values["background"])
     if settings.devices > 1:
         return on_all_devices(arguments, settings)
-    recipe, files = recorded(resolved["pipeline"], raw["pipeline"], stages)
-    recipe |= {key: resolved[key] for key in ("quantize", "batch_size")}
-    return restore_folder(settings, stages, recipe, files)
+    recipe = chosen.recipe | {key: values[key] for key in ("quantize", "batch_size")}
+    if values["faces"] == "aligned":
+        return restore_folder(settings, chosen.stages, recipe, chosen.files)
+    how = PhotoSettings(**{key: built(value) for key, value in of_photos.items()})
+    recipe |= {key: value for key, value in of_photos.items() if key not in ("keep_faces", "faces_from")}
+    recipe |= {f"background.{key}": value for key, value in behind.recipe.items()}
+    files = chosen.files | {f"background.{key}": value for key, value in behind.files.items()}
+    files |= {"faces_from": [how.faces_from]} if how.faces_from else {}
+    return restore_photographs(settings, how, chosen.stages, behind.stages, recipe, files)
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A checked command: its values, its stages, and what restore.json keeps of these."""
+
+    values: dict[str, Any]
+    stages: "dict[str, Stage]"
+    recipe: dict[str, Any]
+    files: dict[str, Sequence[str]]
+
+    @classmethod
+    def of(cls, typed: "Typed") -> "Pipeline":
+        """Raises ValueError: mistakes in the command."""
+        values, raw = checked(*configured(typed))
+        stages: dict[str, Stage] = {name: built(node) for name, node in values["pipeline"].items()}
+        refuse_idle(stages, raw["pipeline"], {key for key, _ in typed.pairs})
+        return cls(values, stages, *recorded(values["pipeline"], raw["pipeline"], stages))
+
+
+def background_of(typed: "Typed", name: str) -> Pipeline:
+    """The pipeline of background=NAME with its keys background.KEY=VALUE; no stages where it is none."""
+    if name == "none":
+        if typed.behind:
+            raise ValueError(f"background.{typed.behind[0][0]} does nothing with background=none: add background=NAME")
+        return Pipeline({}, {}, {}, {})
+    shared = [(key, value) for key, value in typed.pairs if key in ("which", "bf16", "seed")]
+    pairs = [*shared, *typed.behind, ("input", "."), ("output", ".")]
+    return Pipeline.of(Typed(folders=typed.folders, groups=[f"pipeline={name}"], pairs=pairs, prefix="background."))
 
 
 @dataclass
@@ -82,6 +124,8 @@ class Typed:
     groups: list[str] = field(default_factory=list)
     places: list[str] = field(default_factory=list)
     pairs: list[tuple[str, str]] = field(default_factory=list)
+    behind: list[tuple[str, str]] = field(default_factory=list)  # of the background's pipeline
+    prefix: str = ""  # of these keys as a user types them
 
     @classmethod
     def of(cls, arguments: Sequence[str]) -> "Typed":
@@ -101,6 +145,8 @@ class Typed:
                 raise ValueError(f"{argument}: there is no such option (python restore.py --help lists them)")
             elif equals and key in GROUPS:
                 typed.groups.append(argument)
+            elif equals and key.startswith("background."):
+                typed.behind.append((key.removeprefix("background."), value))
             elif equals and re.fullmatch(r"[A-Za-z_][\w.]*", key):
                 typed.pairs.append((key, value))
             else:
@@ -127,7 +173,7 @@ def configured(typed: Typed) -> tuple[DictConfig, dict[str, Any]]:
     typed.pairs += zip(places, typed.places, strict=False)
     for key, value in typed.pairs:
         if key not in hints:
-            raise ValueError(_no_such_key(key, typed, list(hints)))
+            raise ValueError(typed.prefix + _no_such_key(key, typed, list(hints)))
         OmegaConf.update(config, key, as_typed(key, value, hints[key]))
     if OmegaConf.is_missing(config, "output"):
         weights = Path("" if OmegaConf.is_missing(config, "ckpt") else str(config.get("ckpt", "")))
@@ -135,7 +181,7 @@ def configured(typed: Typed) -> tuple[DictConfig, dict[str, Any]]:
     for key in sorted(required, key=("input", "output").__contains__):
         if not prints(typed) and (OmegaConf.is_missing(config, key) or config[key] == ""):
             said = comments(CONF / "restore.yaml", *choices("pipeline")).get(key, "")
-            raise ValueError(f"{key} is not set: give {key}=PATH, {said}")
+            raise ValueError(f"{typed.prefix}{key} is not set: give {typed.prefix}{key}=PATH, {said}")
     return config, hints
 
 
@@ -169,22 +215,27 @@ def chosen(typed: Typed) -> DictConfig:
 
 def annotations(config: DictConfig) -> dict[str, Any]:
     """Dotted key -> annotation, of the keys of every pipeline, of the stages' arguments, and of the keys that these follow."""
+    from restoration.photo import PhotoSettings
     from restoration.run import Settings
     from train.jobs.config import plain, target_hints
 
-    found: dict[str, Any] = dict(get_type_hints(Settings, include_extras=True))
-    for name, node in (plain(config).get("pipeline") or {}).items():
+    found: dict[str, Any] = {}
+    for settings in (Settings, PhotoSettings):
+        found |= get_type_hints(settings, include_extras=True)
+    raw = plain(config)
+    nodes = {key: value for key, value in raw.items() if isinstance(value, dict) and key != "pipeline"}
+    nodes |= {f"pipeline.{name}": node for name, node in (raw.get("pipeline") or {}).items()}
+    for name, node in nodes.items():
         if not isinstance(node, dict) or "_target_" not in node:
-            raise ValueError(f"pipeline.{name} is no stage: give it a _target_ (docs/restore.md)")
+            raise ValueError(f"{name} is no node that names a class: give it a _target_ (docs/restore.md)")
         try:
             hints = target_hints(get_object(node["_target_"]))
         except Exception as error:
-            raise ValueError(
-                f"pipeline.{name}._target_={node['_target_']!r} can't be imported: {' '.join(str(error).split())}"
-            ) from error
+            why = " ".join(str(error).split())
+            raise ValueError(f"{name}._target_={node['_target_']!r} can't be imported: {why}") from error
         for argument in dict.fromkeys([*node, *hints]):
             hint = hints.get(argument, Any)
-            found[f"pipeline.{name}.{argument}"] = hint
+            found[f"{name}.{argument}"] = hint
             if short := followed(node.get(argument)):
                 found.setdefault(short, hint)
     return found
@@ -229,7 +280,10 @@ def checked(config: DictConfig, hints: Mapping[str, Any]) -> tuple[dict[str, Any
 
     def of_keys() -> Iterator[str]:
         for key, value in resolved.items():
-            if key in hints:
+            if isinstance(value, dict) and key != "pipeline":
+                valid = [other for other in hints if other.startswith(f"{key}.")]
+                yield from check_tree(key, value, raw[key], dict[str, Any], valid)
+            elif key in hints:
                 yield from check_value(key, value, hints[key])
             elif key not in GROUPS:
                 yield f"{key}={value!r}: no stage of this pipeline reads it (a stage reads it by ${{{key}}})"

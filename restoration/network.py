@@ -27,6 +27,13 @@ class Controllable(Protocol):
     takes_fidelity: bool
 
 
+@runtime_checkable
+class OfAlignedFaces(Protocol):
+    """A network that takes aligned faces of one size, such as CodeFormer and GFPGAN."""
+
+    face_px: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Network:
     """One network with its weights; conf/pipeline/network.yaml says what each argument is."""
@@ -77,6 +84,13 @@ class Network:
             return restore_tiled(once, images, tile_px=tile_px, overlap_px=overlap_px, multiple=multiple)
 
         def restore(images: Tensor, lq: Tensor, names: Sequence[str]) -> Tensor:
+            height, width = images.shape[-2:]
+            side = network.face_px if isinstance(network, OfAlignedFaces) else None
+            if side is not None and (height, width) != (side, side):
+                raise ValueError(
+                    f"{type(network).__name__} restores aligned faces of {side}x{side}, and this is an image of "
+                    f"{width}x{height}: faces=photo face_px={side} takes the faces of a photograph"
+                )
             smaller = [f"set tile_px below {min(self.tiles[0], max(images.shape[-2:]))}"] if multiple else []
             with memory_explained(images, smaller, device):
                 return torch.cat([restored(images, way) for way in ways], dim=-1)

@@ -90,7 +90,7 @@ def restore_folder(
         if chain.has_opened:
             _say(chain, settings, len(mine), there)
     if not chain.failed:
-        _remove_empty(chain.work)
+        remove_empty(chain.work)
     return not chain.failed
 
 
@@ -107,7 +107,7 @@ def _put(target: Path, image: Tensor) -> None:
         write_png(target, image)
 
 
-def _remove_empty(folder: Path) -> None:
+def remove_empty(folder: Path) -> None:
     """Removes folders that hold nothing but folders; kept work stays."""
     for each in sorted((path for path in folder.rglob("*/")), reverse=True):
         with suppress(OSError):
@@ -161,14 +161,14 @@ def _pixels(source: Files, i: int) -> object:
         return source.paths[i]
 
 
-def outputs_of(source: Files, settings: Settings) -> list[Path]:
+def outputs_of(source: Files, settings: Settings, suffix: str = ".png") -> list[Path]:
     """Where the restored images go, in a folder that is there then.
 
     Raises: ValueError: two would be one file, an input would be overwritten or outputs lie among the inputs, or no such
             folder can be made.
     """
     folder = Path(settings.output)
-    targets = [folder / PurePosixPath(path).with_suffix(".png") for path in source.paths]
+    targets = [folder / PurePosixPath(path).with_suffix(suffix) for path in source.paths]
     target, count = Counter(targets).most_common(1)[0]
     if count > 1:
         raise ValueError(

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from annotated_types import Ge, Gt, Le
 
 from data.landmarks import (
+    POINTS,
     PRELOAD,
     TEMPLATE,
     TEMPLATE_SIDE,
@@ -25,7 +26,6 @@ from data.prepare.jobs.names import check_files
 from data.prepare.jobs.records import Record, Shard
 from data.prepare.jobs.work import listing, run
 
-POINTS = ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")
 COLUMNS = (
     *("file", "source", "face", "confidence", "left", "top", "right", "bottom", "face_px", "crop_px", "outside"),
     *("spread_px", "source_width", "source_height", *(f"{point}_{axis}" for point in POINTS for axis in "xy")),

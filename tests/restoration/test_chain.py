@@ -292,7 +292,7 @@ def test_mistakes(given: list[str], says: str, arguments: list[str], tmp_path: P
             "pipeline: {a: {_target_: restoration.network.Netwrok, ckpt: x}}",
             "pipeline.a._target_='restoration.network.Netwrok'",
         ),
-        ("pipeline: {a: {ckpt: x}}", "pipeline.a is no stage: give it a _target_"),
+        ("pipeline: {a: {ckpt: x}}", "pipeline.a is no node that names a class: give it a _target_"),
         ("pipeline: {a: {_target_: restoration.network.Network, ckpt: x, q: 1}}", "restoration.network.Network has no q"),
         ("pipeline: {a: {_target_: restoration.network.Network}}", "pipeline.a.ckpt is missing"),
         ("pipeline: {a: {_target_: restoration.network.Network, ckpt: x}}\nq: 1", "q=1: no stage of this pipeline reads it"),
