@@ -1,4 +1,4 @@
-"""docs/runs.md: its commands are run as printed, in order, in one folder."""
+"""docs/runs.md and docs/cx.md: their commands are run as printed, in order, in one folder; those of CX at toy size."""
 
 import json
 import os
@@ -6,19 +6,30 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
 
-from tests.toy import ROOT
+from models.diffusion.tiny import tell_noise, tiny, write
+from tests.conf.test_recipes import official_swinir
+from tests.toy import ROOT, write_photographs
 from tests.train.runs.kills import finished
+from tests.train.tasks.test_control import CONTROL, RUN, control
+
+
+def commands_of(page: str) -> list[str]:
+    """The lines of its sh blocks."""
+    blocks = re.findall(r"^```sh\n(.*?)^```$", (ROOT / "docs" / page).read_text(), re.MULTILINE | re.DOTALL)
+    return [line for block in blocks for line in block.splitlines()]
 
 
 @pytest.mark.slow
 def test_the_commands_of_the_page_on_runs(tmp_path: Path) -> None:
-    text = (ROOT / "docs" / "runs.md").read_text()
-    blocks = re.findall(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    commands = [line for block in blocks for line in block.splitlines()]
+    commands = commands_of("runs.md")
     assert len(commands) == 10
     (tmp_path / "train.py").symlink_to(ROOT / "train.py")
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
@@ -51,3 +62,32 @@ def test_the_commands_of_the_page_on_runs(tmp_path: Path) -> None:
     found = sorted(path.name for path in (tmp_path / "runs").iterdir() if not path.name.startswith("."))
     assert found == ["first", "first.old1", "found.sweep", "ranks", "rates.sweep", "second"]
     assert json.loads((tmp_path / "runs/first/summary.json").read_text())["step"] == 2
+
+
+def test_the_commands_of_the_page_on_cx(
+    command: Callable[..., tuple[int, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from data.prepare.__main__ import COMMANDS
+    from data.prepare.jobs.arguments import main as prepare
+    from train.jobs.cli import main as train
+
+    write_photographs(tmp_path / "FFHQ512", count=5, size=64)
+    Image.new("RGB", (64, 64), "grey").save(tmp_path / "FFHQ512" / "99.png")  # not sharp
+    (tmp_path / "weights").mkdir()
+    torch.save(control().state_dict(), tmp_path / "weights" / "v1_face.pth")
+    backbone = tiny()
+    tell_noise(backbone)
+    write(backbone, tmp_path / "weights" / "v2-1_512-ema-pruned.ckpt")  # a diffusers folder does as well as the file
+    official_swinir(tmp_path).rename(tmp_path / "weights" / "face_swinir_v1.ckpt")
+    filtering, training = (shlex.split(line)[1:] for line in commands_of("cx.md"))
+    assert (filtering[:2], training[0]) == (["-m", "data.prepare"], "train.py")
+    monkeypatch.chdir(tmp_path)
+    toys = ["min_sharpness=1", "min_confidence=0", "max_spread_px=0", "workers=1"]
+    assert prepare(COMMANDS, [*filtering[2:], *toys]) == 0
+    assert (tmp_path / "FFHQ512.kept" / "kept.txt").read_text() == "".join(f"{number:02d}.png\n" for number in range(5))
+    one = [*CONTROL, *RUN, "name=cx", "trainer.devices=1", "trainer.strategy=auto"]
+    code, printed = command(train, *training[1:], *one)
+    assert code == 0, printed
+    config = OmegaConf.load(tmp_path / "runs" / "cx" / "config.yaml")
+    assert (config.data.root, config.data.source.relative_to) == ("FFHQ512.kept/kept.txt", "FFHQ512")
+    assert json.loads((tmp_path / "runs/cx/summary.json").read_text())["step"] == 3

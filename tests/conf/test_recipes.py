@@ -39,7 +39,7 @@ CASES = [
     *(
         ("experiment", name)
         for name in names("experiment")
-        if not any(other in name for other in ("aiialab", "elan", "codeformer", "gfpgan", "cx"))
+        if not any(other in name for other in ("aiialab", "elan", "codeformer", "gfpgan", "control", "cx"))
     ),
     *(
         ("loss", name)
@@ -62,7 +62,7 @@ def test_nothing_is_overlooked() -> None:
     }
     assert found == {
         "model": 11,
-        "experiment": 17,
+        "experiment": 23,
         "loss": 15,
         "data": 9,
         "network": 11,

@@ -40,42 +40,12 @@ from models.diffusion.stable_diffusion import (
     load_autoencoder,
     tokens_of,
 )
+from models.diffusion.tiny import TEXT_CONFIG, UNET_CONFIG, VAE_CONFIG, tiny, write
 from models.files import official
 from models.files.families.ircontrolnet import from_diffusers, to_diffusers
 from models.files.family import CheckpointError
 from tests.parity.families.ircontrolnet import tokenizer
 
-UNET_CONFIG: dict[str, Any] = {
-    "in_channels": 4,
-    "out_channels": 4,
-    "block_out_channels": [64, 128],
-    "layers_per_block": 1,
-    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
-    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
-    "attention_head_dim": [1, 2],
-    "cross_attention_dim": 64,
-    "use_linear_projection": True,
-    "sample_size": 64,
-}
-VAE_CONFIG: dict[str, Any] = {
-    "block_out_channels": [32, 32, 32, 32],
-    "layers_per_block": 1,
-    "down_block_types": ["DownEncoderBlock2D"] * 4,
-    "up_block_types": ["UpDecoderBlock2D"] * 4,
-    "latent_channels": 4,
-    "scaling_factor": 0.18215,
-}
-TEXT_CONFIG: dict[str, Any] = {
-    "vocab_size": 49408,
-    "hidden_size": 64,
-    "intermediate_size": 64,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 1,
-    "hidden_act": "gelu",
-    "bos_token_id": 0,  # these three are wrong in the published config.json, too
-    "eos_token_id": 2,
-    "pad_token_id": 1,
-}
 CONTROL: dict[str, Any] = {
     "in_channels": 4,
     "hint_channels": 4,
@@ -92,11 +62,9 @@ EPS, V = NoiseSchedule(prediction="eps", zero_snr=False), NoiseSchedule(predicti
 
 @cache
 def toy(*, words: bool = False) -> StableDiffusion:
-    torch.manual_seed(0)
-    unet: Any = UNet2DConditionModel(**UNET_CONFIG)
-    vae: Any = AutoencoderKL(**VAE_CONFIG)
-    text = CLIPTextModel(CLIPTextConfig(**TEXT_CONFIG))
-    return StableDiffusion(unet=unet, vae=vae, text_encoder=text, tokenizer=tokenizer() if words else None)
+    diffusion = tiny()
+    diffusion.tokenizer = tokenizer() if words else None
+    return diffusion
 
 
 def control(seed: int = 1, *, drawn: bool = True, **changes: Any) -> IRControlNet:
@@ -285,10 +253,7 @@ def write_folder(
     unet: dict[str, Any] | None = None,
     diffusion: StableDiffusion | None = None,
 ) -> Path:
-    diffusion = diffusion or toy()
-    diffusion.unet.save_pretrained(path / "unet")
-    diffusion.vae.save_pretrained(path / "vae")
-    diffusion.text_encoder.save_pretrained(path / "text_encoder")
+    write(diffusion or toy(), path)
     (path / "scheduler").mkdir()
     (path / "scheduler" / "scheduler_config.json").write_text(json.dumps({"prediction_type": prediction_type}))
     if unet:
