@@ -1,6 +1,5 @@
 """Inference: a folder of images through the stages of a pipeline, into a folder of PNGs."""
 
-import io
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,11 +11,10 @@ from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge
-from PIL import Image
 from pydantic import StringConstraints
 from torch import Tensor
 
-from data.images import READ_ERRORS, write_png
+from data.images import READ_ERRORS, upright_size, write_png
 from data.sources.files import Files, ImageFolder
 from data.sources.shown import printable
 from restoration import record
@@ -154,9 +152,7 @@ def batches(source: Files, numbers: Sequence[int], size: int) -> list[Batch]:
 def _pixels(source: Files, i: int) -> object:
     """Something equal for images of one size; an image that can't be read stands alone."""
     try:
-        with Image.open(io.BytesIO(source.read(i))) as photo:
-            turned = photo.getexif().get(0x0112, 1) >= 5  # its rows are columns
-            return photo.size[::-1] if turned else photo.size
+        return upright_size(source.read(i))
     except READ_ERRORS:
         return source.paths[i]
 

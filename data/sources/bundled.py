@@ -65,5 +65,5 @@ class BundledPhotographs:
 
 def _cut_out(contents: bytes) -> bytes:
     cut = io.BytesIO()
-    Image.open(io.BytesIO(contents)).crop(PORTRAIT_BOX).save(cut, format="PNG")
+    Image.open(io.BytesIO(contents), formats=["PNG", "JPEG"]).crop(PORTRAIT_BOX).save(cut, format="PNG")
     return cut.getvalue()
