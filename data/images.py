@@ -73,7 +73,7 @@ def upright_size(data: bytes) -> tuple[int, int]:
         return photo.size[::-1] if turned else photo.size
 
 
-def decode(data: bytes, name: str) -> np.ndarray:
+def decode(data: bytes, name: str, *, own_colours: bool = False) -> np.ndarray:
     """The picture as a person sees it: (h, w, 3) uint8 RGB.
 
     EXIF orientation is applied. Transparent pixels lie on white. 16-bit grey is divided by 257 and rounded; 16-bit colour keeps
@@ -81,40 +81,46 @@ def decode(data: bytes, name: str) -> np.ndarray:
     one that is broken, or of another kind of pixels, is ignored. No text, EXIF or profile refuses an image. Plain 8-bit PNG
     and BMP files take a shorter way to the same pixels.
 
-    Args:    name: the file's name, for the message.
+    Args:    name: the file's name, for the message. own_colours: pixels stay in the colours of the file's profile.
     Raises:  UnreadableImage: truncated, damaged, no image, 32-bit pixels, or more pixels than `most_pixels`.
     """
     try:
-        quick = _plain_png(data) if data.startswith(PNG_START) else _plain_bmp(data) if data.startswith(b"BM") else None
-        return _by_pillow(data) if quick is None else quick
+        quick = (
+            _plain_png(data, own_colours)
+            if data.startswith(PNG_START)
+            else _plain_bmp(data)
+            if data.startswith(b"BM")
+            else None
+        )
+        return _by_pillow(data, own_colours) if quick is None else quick
     except READ_ERRORS as error:
         why = re.sub(r" <_io.BytesIO object at \w+>", "", str(error))  # Pillow names our stream, which says nothing
         raise UnreadableImage(f"{name} can't be read as an image ({len(data)} bytes): {why}") from error
 
 
-def _by_pillow(data: bytes) -> np.ndarray:
+def _by_pillow(data: bytes, own_colours: bool) -> np.ndarray:
     """Any image. A PNG whose text or profile Pillow refuses, as it bounds both, is read without it."""
     try:
-        return _loaded(data)
+        return _loaded(data, own_colours)
     except READ_ERRORS as error:
         if not data.startswith(PNG_START):
             raise
         for kinds in (PNG_TEXT, PNG_TEXT | {b"iCCP"}):
             with suppress(*READ_ERRORS):
                 if len(bare := _png_without(data, kinds)) < len(data):
-                    return _loaded(bare)
+                    return _loaded(bare, own_colours)
         raise error from None
 
 
-def _loaded(data: bytes) -> np.ndarray:
+def _loaded(data: bytes, own_colours: bool) -> np.ndarray:
     with opened(data) as photo:
         photo.load()
         with suppress(*READ_ERRORS):  # broken EXIF turns nothing
             ImageOps.exif_transpose(photo, in_place=True)
-        return _rgb(photo)
+        return _rgb(photo, own_colours)
 
 
-def _plain_png(data: bytes) -> np.ndarray | None:
+def _plain_png(data: bytes, own_colours: bool = False) -> np.ndarray | None:
     """An 8-bit grey or RGB PNG that is whole and has nothing to apply but its filters; None leaves a file to Pillow.
 
     Inflating takes isal half the time of the zlib in OpenCV and Pillow, so OpenCV gets the inflated rows as a PNG without
@@ -131,7 +137,7 @@ def _plain_png(data: bytes) -> np.ndarray | None:
     if depth != 8 or colour not in PNG_CHANNELS or interlaced:
         return None
     check_size(width, height)
-    profiles = [content for kind, content in chunks if kind == b"iCCP"]
+    profiles = [content for kind, content in chunks if kind == b"iCCP" and not own_colours]
     if any(to_srgb(_inflated(profile), "RGB" if colour == 2 else "L") for profile in profiles):
         return None
     stream = isal_zlib.decompressobj()
@@ -233,8 +239,8 @@ def _opencv(data: bytes) -> np.ndarray | None:
     return photo
 
 
-def _rgb(photo: Image.Image) -> np.ndarray:
-    profile = photo.info.get("icc_profile") or b""
+def _rgb(photo: Image.Image, own_colours: bool) -> np.ndarray:
+    profile = b"" if own_colours else photo.info.get("icc_profile") or b""
     if photo.mode.startswith("I;16"):
         photo = Image.fromarray(((np.asarray(photo).astype(np.uint32) + 128) // 257).astype(np.uint8))
     if photo.mode in ("I", "F"):

@@ -12,8 +12,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageCms
 
-from data.images import PNG_START, READ_ERRORS, UnreadableImage, decode
-from data.sources.listing import FORMATS
+from data.images import PNG_START, READ_ERRORS, UnreadableImage, decode, opened
 
 Format = Literal["png", "jpg", "webp"]
 ORIENTATION = 0x0112  # of EXIF
@@ -55,7 +54,7 @@ class Photograph:
 def read_photograph(data: bytes, name: str) -> Photograph:
     """Raises UnreadableImage, which names the file."""
     try:
-        with Image.open(io.BytesIO(data), formats=tuple(FORMATS.values())) as photo:
+        with opened(data) as photo:
             exif = photo.getexif()
             orientation = exif.pop(ORIENTATION, 1)
             icc = photo.info.get("icc_profile")
@@ -66,7 +65,7 @@ def read_photograph(data: bytes, name: str) -> Photograph:
     except READ_ERRORS as error:
         raise UnreadableImage(f"{name} can't be read as an image ({len(data)} bytes): {error}") from error
     if channels is None:
-        pixels, alpha = decode(data, name), None  # upright already
+        pixels, alpha = decode(data, name, own_colours=icc is not None), None  # upright already
     else:
         channels = _upright(channels, orientation)
         pixels, alpha = np.ascontiguousarray(channels[..., :3]), channels[..., 3].copy() if channels.shape[2] > 3 else None

@@ -12,6 +12,7 @@ from PIL import Image, ImageCms, PngImagePlugin
 
 from data import images
 from data.images import PNG_START, UnreadableImage, decode, upright_size
+from data.photographs import read_photograph
 from data.sources.listing import FORMATS
 
 
@@ -198,6 +199,14 @@ def test_another_profile_becomes_srgb(kind: str) -> None:
     wanted = 255 * (1.055 * lit ** (1 / 2.4) - 0.055)  # (43, 204, 85)
     assert np.abs(made - wanted).max() <= 3
     assert np.array_equal(decode(encoded(green, "PNG"), "face")[0, 0], (100, 200, 100))
+
+
+def test_a_photograph_keeps_its_own_colours_until_a_network_sees_it() -> None:
+    for kind in ("PNG", "JPEG"):
+        data = encoded(photo(), kind, icc_profile=P3)
+        whole = read_photograph(data, "face")
+        assert np.array_equal(whole.pixels, decode(encoded(photo(), kind), "face"))
+        assert np.abs(whole.srgb().astype(int) - decode(data, "face")).max() <= 2
 
 
 def test_transparency_and_grey_keep_their_profile() -> None:
