@@ -1,6 +1,8 @@
 """FaceData: the loaders of a run. The only file here that knows Lightning."""
 
+import os
 import signal
+import warnings
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -16,6 +18,8 @@ from data.batch import Batch, Degradation, Parameters, Sample, finished
 from data.columns.column import Column, Setting
 from data.cutting import Cut
 from data.faces import TrainingFaces, ValidationFaces
+from data.landmarks import TEMPLATE_SIDE
+from data.looks import first_look
 from data.order import PositionSampler
 from data.parent import end_with_parent
 from data.roots import Roots
@@ -35,6 +39,14 @@ def one_thread(worker: int) -> None:
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     threadpool_limits(1)
+
+
+def at_most_cores(workers: int) -> int:
+    """data.num_workers, or with a warning as many as this process has cores: a task of SLURM may own fewer than it sees."""
+    cores = min(len(os.sched_getaffinity(0)), int(os.environ.get("SLURM_CPUS_PER_TASK") or workers or 1))
+    if workers > cores:
+        warnings.warn(f"data.num_workers={workers}: {cores} run, as this process has {cores} cores", stacklevel=2)
+    return min(workers, cores)
 
 
 def collated(samples: list[Sample]) -> dict[str, Any]:
@@ -60,7 +72,7 @@ class FaceData(LightningDataModule):
              degradation: makes LQs; None: root holds LQs, and is paired.
              augmentation, cut, seed, on_error, keep_decoded: see TrainingFaces.
              batch_size: samples of a micro-batch on each device.
-             num_workers: processes a loader, 0 reads in the training process.
+             num_workers: processes a loader, never more than there are cores; 0 reads in the training process.
              val_size: side of the validation images in pixels; None leaves them as they are (then val_batch_size is 1, unless
                  all are of one size).
              val_degradations: LQs of each validation image.
@@ -89,7 +101,7 @@ class FaceData(LightningDataModule):
         super().__init__()
         if degradation is None and not roots.paired:
             raise ValueError("data.degradation=null leaves LQs without HQs: choose data=pairs, or a degradation")
-        self.batch_size, self.val_batch_size, self.num_workers = batch_size, val_batch_size, num_workers
+        self.batch_size, self.val_batch_size, self.num_workers = batch_size, val_batch_size, at_most_cores(num_workers)
         self.degradation = degradation
         self.columns = {name: column for name, column in columns.items() if column.path is not None}
         whole, training, validation = roots.images()
@@ -131,6 +143,12 @@ class FaceData(LightningDataModule):
             return self._start_samples
         steps = self.trainer.global_step - self._start_step
         return self._start_samples + steps * self.batch_size * self._world() * self.trainer.accumulate_grad_batches
+
+    def first_look(self) -> list[str]:
+        """What a few training images seem to be instead of what training takes them for, a sentence each."""
+        cut = self.faces.cut
+        aligned = cut.crop == "center" and cut.size >= TEMPLATE_SIDE  # random crops are of any photographs
+        return list(first_look(self.faces.images, self.degradation is not None, aligned))
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Goes on at samples_seen, without end."""

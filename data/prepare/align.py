@@ -22,6 +22,7 @@ from data.landmarks import (
     warp,
 )
 from data.prepare.jobs.files import encode, output_stems, read_photo, write_bytes, write_csv
+from data.prepare.jobs.following import tell_next
 from data.prepare.jobs.names import check_files
 from data.prepare.jobs.records import Record, Shard
 from data.prepare.jobs.work import listing, run
@@ -91,6 +92,8 @@ def align(
     print(f"{counted(list(work.own.values()))}, {unusable} not usable")
     if work.complete("faces.csv"):
         write_lists(out, work.records)
+        print(f"where each face comes from: {out / 'faces.csv'}")
+        tell_next(out, sum(len(record.get("faces", ())) for record in work.records.values()), size)
     return 1 if unusable else 0
 
 

@@ -15,16 +15,16 @@ from annotated_types import Ge, Gt, Le
 
 from data.duplicates import MAX_DISTANCE_BITS, near_duplicates, perceptual_hash
 from data.images import decode
-from data.landmarks import PRELOAD, TEMPLATE, TEMPLATE_SIDE, Face, detector, scale_of, similarity
+from data.landmarks import PRELOAD, TEMPLATE, TEMPLATE_SIDE, scale_of, similarity
+from data.looks import FEW_PX, MIN_DETAIL, detail, middle_512, template_face
 from data.prepare.jobs.files import read_bytes, write_csv, write_text
 from data.prepare.jobs.records import Record, Shard
 from data.prepare.jobs.work import Work, listing, run
 from data.sources.shown import printable
 
-Kind = Literal["corrupt", "small", "grey", "duplicate", "no_face", "off_centre", "misaligned"]
-KINDS: tuple[Kind, ...] = ("corrupt", "small", "grey", "duplicate", "no_face", "off_centre", "misaligned")
+Kind = Literal["corrupt", "small", "grey", "enlarged", "duplicate", "no_face", "off_centre", "misaligned"]
+KINDS: tuple[Kind, ...] = ("corrupt", "small", "grey", "enlarged", "duplicate", "no_face", "off_centre", "misaligned")
 OF_FACES = {"no_face", "off_centre", "misaligned"}
-MIN_FACE_PX = 100.0  # in a 512 crop; an aligned face is about 350 high
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Limits:
     max_offset_px: float
     max_rotation_deg: float
     max_scale: float
+    min_detail: float = MIN_DETAIL
 
 
 def check(
@@ -60,6 +61,7 @@ def check(
     min_side_px: Annotated[int, Ge(1)] = 512,
     max_grey_spread_255: Annotated[float, Ge(0), Le(255)] = 8,
     max_distance_bits: Annotated[int, Ge(0), Le(MAX_DISTANCE_BITS)] = 12,
+    min_detail: Annotated[float, Ge(0)] = MIN_DETAIL,
     min_confidence: Annotated[float, Ge(0), Le(1)] = 0.9,
     max_offset_px: Annotated[float, Gt(0)] = 40,
     max_rotation_deg: Annotated[float, Gt(0)] = 10,
@@ -67,7 +69,7 @@ def check(
     workers: Annotated[int, Ge(0)] = 0,
     shard: str = "",
 ) -> int:
-    """Name every file of a folder of aligned faces that is corrupt, too small, grey, a duplicate, off-centre or misaligned.
+    """Name every file of a folder of aligned faces that is corrupt, too small, grey, enlarged, a duplicate, off-centre or misaligned.
 
     One line each on stdout with the reason and the measured figure, and the same in OUT/report.csv and OUT/report.json.
     Exit code 0 when nothing was found, else 1. With other limits a second run only reads what the first one measured.
@@ -79,6 +81,7 @@ def check(
         min_side_px: small: the shorter side is below this
         max_grey_spread_255: grey: in 99 of 100 pixels the largest and smallest colour channel differ by no more, 0 to 255
         max_distance_bits: duplicate: so many of 256 bits of a perceptual hash differ, at most, from those of an earlier file
+        min_detail: enlarged: what is lost when the face is brought to 128 px and back is below this, in percent of its contrast
         min_confidence: no_face: no face is found with at least this confidence, 0 to 1
         max_offset_px: off_centre: the landmarks' mean lies farther from the template's, in pixels of the file brought to 512
         max_rotation_deg: misaligned: the face is turned by more against the template, in degrees
@@ -88,7 +91,14 @@ def check(
     """  # noqa: E501
     place = Shard.parse(shard)
     limits = Limits(
-        min_side_px, max_grey_spread_255, max_distance_bits, min_confidence, max_offset_px, max_rotation_deg, max_scale
+        min_side_px,
+        max_grey_spread_255,
+        max_distance_bits,
+        min_confidence,
+        max_offset_px,
+        max_rotation_deg,
+        max_scale,
+        min_detail,
     )
     faces = bool(OF_FACES & set(kinds))
     name = "check-faces" if faces else "check"
@@ -148,6 +158,11 @@ def _of_file(path: str, record: Record, limits: Limits) -> Iterator[Finding]:
     if spread <= limits.max_grey_spread_255:
         reason = f"the colour channels differ by {spread:g} (at most {limits.max_grey_spread_255:g} of 255 counts as grey)"
         yield Finding(path, "grey", spread, limits.max_grey_spread_255, "of 255", reason)
+    if record.get("detail", limits.min_detail) < limits.min_detail:
+        reason = (
+            f"no more detail than {FEW_PX} px enlarged: {record['detail']:g} % of its contrast, below {limits.min_detail:g}"
+        )
+        yield Finding(path, "enlarged", record["detail"], limits.min_detail, "percent", reason)
     if "confidence" in record:
         yield from _of_face(path, record, limits)
 
@@ -204,22 +219,10 @@ class Look:
         figures: Record = {"width": width, "height": height, "grey_spread_255": float(spread)}
         figures["hash"] = perceptual_hash(cv2.cvtColor(photo, cv2.COLOR_RGB2GRAY))
         figures["sha256"] = hashlib.sha256(contents).hexdigest()
-        return figures | (face_figures(middle_512(photo)) if self.faces else {})
-
-
-def middle_512(photo: np.ndarray) -> np.ndarray:
-    """The middle square, which is what training sees, at the template's (512, 512)."""
-    side = min(photo.shape[:2])
-    top, left = (photo.shape[0] - side) // 2, (photo.shape[1] - side) // 2
-    square = photo[top : top + side, left : left + side]
-    way = cv2.INTER_AREA if side > TEMPLATE_SIDE else cv2.INTER_CUBIC
-    return square if side == TEMPLATE_SIDE else cv2.resize(square, (TEMPLATE_SIDE, TEMPLATE_SIDE), interpolation=way)
-
-
-def template_face(crop: np.ndarray) -> Face | None:
-    """The face of a (512, 512, 3) crop that lies nearest to the template, or None."""
-    faces = detector("mobile", None, TEMPLATE_SIDE)(crop, MIN_FACE_PX)
-    return min(faces, key=lambda face: float(np.abs(face.points - TEMPLATE).mean()), default=None)
+        crop = middle_512(photo)
+        if min(height, width) >= TEMPLATE_SIDE:  # a smaller one is small, and would be enlarged here
+            figures["detail"] = round(detail(crop), 2)
+        return figures | (face_figures(crop) if self.faces else {})
 
 
 def face_figures(crop: np.ndarray) -> Record:

@@ -11,7 +11,7 @@ from annotated_types import Ge, Gt, Le
 from data.columns.components import COLUMNS, HASH, hash_of
 from data.columns.names import paths_of
 from data.landmarks import PRELOAD, TEMPLATE, TEMPLATE_SIDE
-from data.prepare.check import middle_512, template_face
+from data.looks import middle_512, template_face
 from data.prepare.jobs.files import Unusable, write_csv
 from data.prepare.jobs.records import Record, Shard
 from data.prepare.jobs.work import run, store

@@ -3,6 +3,7 @@
 import csv
 import difflib
 import importlib.util
+import os
 import urllib.error
 from collections import Counter
 from dataclasses import dataclass
@@ -15,16 +16,17 @@ import numpy as np
 import torch
 from annotated_types import Ge, Le
 
-from data.landmarks import PRELOAD
-from data.prepare.check import middle_512, template_face
+from data.landmarks import PRELOAD, TEMPLATE_SIDE
+from data.looks import FACE, middle_512, template_face
 from data.prepare.jobs.files import read_photo, write_csv, write_text
+from data.prepare.jobs.following import tell_next
 from data.prepare.jobs.names import judge, of_listed
 from data.prepare.jobs.records import Record, Shard
 from data.prepare.jobs.report import Chart, Tile, page
 from data.prepare.jobs.work import Work, listing, run
+from data.sources.files import START
 from data.sources.shown import of_cell
 
-FACE = (slice(160, 416), slice(128, 384))  # eyes to mouth of the template: sharpness is the face's, not the background's
 FIGURES = ("face_px", "sharpness", "confidence", "spread_px", "quality")
 WORDS = {
     "face_px": "height of the face in pixels",
@@ -69,7 +71,7 @@ def filter_faces(
 ) -> int:
     """Choose the images that are good enough to train on, by size, sharpness, quality and how plainly the face is seen.
 
-    OUT/kept.txt lists them, a path relative to root a line; OUT/figures.csv has every file's figures and the reasons for which
+    OUT/kept.txt lists them, a path relative to root a line, and trains as it is: data.root=OUT/kept.txt; OUT/figures.csv has every file's figures and the reasons for which
     it was dropped; OUT/report.html shows both with thumbnails. With other limits a second run only reads what the first one
     measured. No image is copied, moved or changed.
 
@@ -131,8 +133,12 @@ def write_choice(root: Path, out: Path, work: Work, bounds: list[Bound], quality
     lines = ({"path": p, "kept": int(not reasons[p]), "reasons": "; ".join(reasons[p])} | _only(figures[p]) for p in figures)
     write_csv(out / "figures.csv", columns, lines)
     write_text(out / "report.html", html)
-    write_text(out / "kept.txt", "".join(f"{path}\n" for path in kept))
+    start = os.path.relpath(root.resolve(), out.resolve())
+    write_text(out / "kept.txt", f"{START}{start}\n" + "".join(f"{path}\n" for path in kept))
     print(f"{len(kept)} of {len(reasons)} files kept; not passed: {', '.join(f'{n} {k}' for k, n in counts.items()) or 'none'}")
+    print(f"why, with pictures: {out / 'report.html'}")
+    sides = [min(figures[path]["width"], figures[path]["height"]) for path in kept if "width" in figures[path]]
+    tell_next(out / "kept.txt", len(kept), min(sides, default=TEMPLATE_SIDE))
 
 
 def _reasons(record: Record, bounds: list[Bound]) -> list[str]:
@@ -176,7 +182,8 @@ class Figures:
         photo = read_photo(self.root / path)
         crop = middle_512(photo)
         luma = cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY)[FACE]
-        figures: Record = {"sharpness": round(float(cv2.Laplacian(luma, cv2.CV_64F).var()), 2), "confidence": 0.0}
+        figures: Record = {"width": photo.shape[1], "height": photo.shape[0]}
+        figures |= {"sharpness": round(float(cv2.Laplacian(luma, cv2.CV_64F).var()), 2), "confidence": 0.0}
         face = template_face(crop)
         if face is not None:
             figures["confidence"] = round(face.confidence, 4)

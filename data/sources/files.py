@@ -55,12 +55,15 @@ class ImageFolder(Files):
             )
 
 
+START = "# paths start from "  # data.prepare filter writes such a line
+
+
 class FileList(Files):
     """The files that a text file lists, one path a line, in its order; blank lines are skipped, and lines that start with #
-    unless they name a file.
+    unless they name a file. A first line `# paths start from DIR` says where the paths start, itself from the list's folder.
 
     Args:    root: the text file, UTF-8.
-             relative_to: folder that the paths start from; None: the one the list lies in.
+             relative_to: folder that the paths start from; None: the one that the first line names, else the list's own.
     Raises:  ValueError: the list doesn't exist or is empty, or files that it lists don't exist.
     """
 
@@ -72,7 +75,8 @@ class FileList(Files):
             lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").split("\n")]
         except UnicodeDecodeError as error:
             raise ValueError(f"{root} is no text file ({error}): give one path of an image a line") from error
-        folder = Path(relative_to).expanduser() if relative_to else file.parent
+        named = lines[0].removeprefix(START) if lines[0].startswith(START) else ""
+        folder = Path(relative_to).expanduser() if relative_to else file.parent / named
         paths = [line for line in lines if line and (not line.startswith("#") or os.path.isfile(folder / line))]
         super().__init__(root=folder, paths=paths)
         if not self.paths:

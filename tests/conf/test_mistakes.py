@@ -232,3 +232,21 @@ def test_missing_weights_to_start_from_are_named(cli: Cli, tmp_path: Path) -> No
     code, printed = cli("experiment=night_watch", f"data.root={write_photographs(tmp_path / 'faces')}", "data.val_images=1")
     assert code == 1
     assert "weights/codeformer_swinir.ckpt" in printed
+
+
+@pytest.mark.parametrize(
+    "argument", ["trainer.max_epochs=3", "+trainer.max_epochs=3", "epochs=3", "+epochs=3", "+trainer.min_epochs=1"]
+)
+def test_who_counts_epochs_is_told_to_count_updates(cli: Callable[..., tuple[int, str]], argument: str) -> None:
+    code, printed = cli("experiment=demo", argument)
+    assert code == 1
+    assert "count updates: trainer.max_steps=N" in printed
+    assert printed.count("\n") == 1, printed
+
+
+@pytest.mark.parametrize("argument", ["trainer.max_time=00:02:00:00", "+trainer.max_time=00:02:00:00"])
+def test_a_limit_in_hours_is_a_signal(cli: Callable[..., tuple[int, str]], argument: str) -> None:
+    code, printed = cli("experiment=demo", argument)
+    assert code == 1
+    assert "is not for a configuration: count updates: trainer.max_steps=N" in printed
+    assert "timeout --signal=USR1 2h python train.py" in printed

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from data.cutting import center_crop
 from data.images import UnreadableImage
-from data.module import one_thread
+from data.module import at_most_cores, one_thread
 from data.sources.files import ImageFolder
 from data.sources.opening import open_images
 from tests.data.conftest import textured
@@ -427,3 +427,14 @@ def test_a_worker_outlives_the_thread_that_started_it():
     thread.start()
     thread.join()
     assert [int(each) for [each] in begun[0]] == [*range(8)]
+
+
+def test_there_are_never_more_workers_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)))
+    monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
+    assert [at_most_cores(workers) for workers in (0, 6)] == [0, 6]
+    with pytest.warns(UserWarning, match="data.num_workers=8: 6 run, as this process has 6 cores"):
+        assert at_most_cores(8) == 6
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "2")
+    with pytest.warns(UserWarning, match="data.num_workers=8: 2 run"):
+        assert at_most_cores(8) == 2

@@ -186,7 +186,7 @@ def help_text() -> str:
 
 def explain(error: Exception, arguments: list[str]) -> str:
     """Hydra's message without its search path and without its advice to append a wrong key, but with the nearest valid one."""
-    from train.jobs.config import nearest, plain, valid_keys
+    from train.jobs.config import nearest, not_ours, plain, valid_keys
 
     text = str(error).partition("\nConfig search path")[0].strip()
     unread = error.override if isinstance(error, OverrideParseException) else None
@@ -208,6 +208,9 @@ def explain(error: Exception, arguments: list[str]) -> str:
     if not isinstance(error, ConfigCompositionException) or not wrong:
         return text
     key = next(group for group in wrong.groups() if group)
+    given = next((argument for argument in arguments if argument.lstrip("+~").startswith(f"{key}=")), key)
+    if reason := not_ours(given.lstrip("+~")):
+        return reason
     try:
         config = plain(compose([a for a in overrides_of(arguments) if a.lstrip("+~").partition("=")[0] != key]))
     except (HydraException, ValueError):  # more than one thing is wrong

@@ -81,6 +81,10 @@ NOT_OURS = {
     *("enable_checkpointing", "enable_model_summary", "use_distributed_sampler", "limit_train_batches", "overfit_batches"),
     *("fast_dev_run", "reload_dataloaders_every_n_epochs", "max_time", "min_steps"),
 }
+COUNT_UPDATES = "a run is one endless epoch, so count updates: trainer.max_steps=N (images / effective batch make an epoch)"
+LIMIT_IN_HOURS = (
+    "count updates: trainer.max_steps=N; to end after hours, with all saved: timeout --signal=USR1 2h python train.py …"
+)
 
 
 @runtime_checkable
@@ -137,9 +141,13 @@ def plain(config: Any, **options: Any) -> Node:
 def nearest(wrong: str, valid: list[str]) -> str:
     """`; did you mean X?` for the valid dotted key that was most likely meant, or an empty string.
 
+    Of epochs it says that there are none.
+
     A sibling spelled like it, else the same name in another place (trainer.lr: optimizer.lr), else what reads most alike.
     """
     parent, _, last = wrong.rpartition(".")
+    if "epoch" in wrong.rpartition(".")[2]:
+        return f"; {COUNT_UPDATES}"
     siblings = {name: key for key in valid for above, _, name in [key.rpartition(".")] if above == parent}
     match = [siblings[name] for name in difflib.get_close_matches(last, siblings, n=1, cutoff=0.7)]
     match = match or [key for key in valid if key.rpartition(".")[2] == last]
@@ -219,11 +227,19 @@ def _check_run(config: Node, raw: Node) -> Iterator[str]:
 
 
 def _check_trainer(trainer: Node) -> Iterator[str]:
-    for key in NOT_OURS & trainer.keys():
-        yield f"trainer.{key}={trainer[key]!r} is not for a configuration: the run sets it itself"
+    yield from (not_ours(f"trainer.{key}={trainer[key]!r}") for key in sorted(NOT_OURS & trainer.keys()))
     precision = trainer.get("precision")
     if str(precision).startswith("64"):
         yield f"trainer.precision={precision}: losses are computed and weights opened in float32 at most: take 32-true"
+
+
+def not_ours(given: str) -> str:
+    """Why no configuration has this KEY=VALUE of lightning.Trainer; empty: it may."""
+    name = given.partition("=")[0].removeprefix("trainer.")
+    if given.startswith(name) or name not in NOT_OURS:
+        return ""
+    reason = COUNT_UPDATES if "epoch" in name else LIMIT_IN_HOURS if name == "max_time" else "the run sets it itself"
+    return f"{given} is not for a configuration: {reason}"
 
 
 def _said_by_classes(config: Node) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from train.runs.checkpoint import AtomicFiles
 from train.runs.differences import differing_keys
 from train.runs.loggers import CsvLogger
 from train.runs.pictures import Pictures
-from train.runs.progress import Progress
+from train.runs.progress import Lines, Progress
 from train.runs.resume import note_origins
 from train.runs.rundir import RUNS, saved_config, write_text
 from train.runs.times import StepTimes
@@ -134,15 +135,18 @@ def make_trainer(config: dict[str, Any]) -> L.Trainer:
         settings["strategy"] = "ddp_find_unused_parameters_true"
     shown = {} if config["preflight"] else config["logger"]  # the numbers of a preflight are not the run's
     loggers = [] if config["validate"] else [CsvLogger(directory=str(directory)), *(build(node) for node in shown.values())]
+    bar = settings["enable_progress_bar"] and sys.stdout is not None and sys.stdout.isatty()
+    if settings["enable_progress_bar"] and not bar and not config["validate"]:
+        loggers.append(Lines(max_steps=settings["max_steps"]))
     # StepTimes comes last, so that waiting is counted where it belongs: the guard waits for the device, which would else count
     # the backward pass as the optimizer's, and saving waits for the other ranks, whose data may be late.
     callbacks = [build(config["guard"]), Pictures(), build(config["checkpoint"]), StepTimes(file=directory / "times.csv")]
     callbacks = [] if config["validate"] else callbacks
     try:
-        trainer: L.Trainer = build({**settings, "_partial_": True})(
+        trainer: L.Trainer = build({**settings, "enable_progress_bar": bar, "_partial_": True})(
             default_root_dir=directory,
             logger=loggers,
-            callbacks=[*callbacks, *([Progress()] if settings["enable_progress_bar"] else [])],
+            callbacks=[*callbacks, *([Progress()] if bar else [])],
             plugins=[AtomicFiles(), environment(settings["num_nodes"])],
             max_epochs=-1,
             check_val_every_n_epoch=None,  # a run is one endless epoch

@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_only
@@ -77,6 +77,8 @@ def attempt(config: dict[str, Any], trainer: L.Trainer, directory: Path, back_to
     task = make_task(config, trainer, fresh=checkpoint is None)
     task.branches = branches
     data = make_data(config)
+    if checkpoint is None:
+        tell_first_look(data)
     announce(config, task, trainer, checkpoint)
     say(different)
     prepare_folder(record, directory, trainer, saved["global_step"] if saved else 0, begins=branches or checkpoint is None)
@@ -87,6 +89,21 @@ def attempt(config: dict[str, Any], trainer: L.Trainer, directory: Path, back_to
     for logger in trainer.loggers:
         if isinstance(logger, Wandb):
             logger.close()
+
+
+@runtime_checkable
+class Looks(Protocol):
+    """Data that can tell what their images seem to be (data/looks.py)."""
+
+    def first_look(self) -> list[str]:
+        """A sentence for each doubt."""
+
+
+@rank_zero_only
+def tell_first_look(data: L.LightningDataModule) -> None:
+    if isinstance(data, Looks):
+        for doubt in data.first_look():
+            say(f"warning: {doubt}")
 
 
 def go_back(config: dict[str, Any], directory: Path, error: Diverged) -> None:
@@ -164,4 +181,5 @@ def last_words(
     if pictures:
         yield f"  {pictures[-1]}   (LQ | restored | HQ; {len(pictures)} pictures there)"
     for logger in trainer.loggers[1:]:
-        yield f"  {logger.log_dir or logger.save_dir}   ({type(logger).__name__})"
+        if folder := logger.log_dir or logger.save_dir:
+            yield f"  {folder}   ({type(logger).__name__})"

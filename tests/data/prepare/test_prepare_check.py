@@ -51,7 +51,7 @@ EXPECTED = {
 
 def test_planted_faults_are_named(prepare, planted, tmp_path):
     out = tmp_path / "report"
-    code, text = prepare("check", f"root={planted}", f"out={out}")
+    code, text = prepare("check", f"root={planted}", f"out={out}", "min_detail=0")  # the portrait itself was enlarged
     assert code == 1
     with (out / "report.csv").open() as file:
         found = list(csv.DictReader(file))
@@ -122,3 +122,9 @@ def test_limits(change, kind):
     if kind and kind != "corrupt":
         assert found[0].figure == pytest.approx(next(iter(change.values())))
     assert findings({"a": SOUND | change}, ("duplicate",), LIMITS) == [] or kind == "corrupt"
+
+
+def test_enlarged_faces_are_named():
+    (finding,) = findings({"a": SOUND | {"detail": 4.2}, "b": SOUND | {"detail": 9.8}, "c": SOUND}, ("enlarged",), LIMITS)
+    assert (finding.path, finding.figure, finding.limit) == ("a", 4.2, 7.0)
+    assert finding.reason == "no more detail than 128 px enlarged: 4.2 % of its contrast, below 7"

@@ -3,6 +3,7 @@
 import base64
 import csv
 import re
+import shlex
 
 import cv2
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from data.prepare import filtering
 from data.prepare.filtering import Bound, check_names
 from data.prepare.jobs.report import Chart, Tile, page
+from data.sources.opening import open_images
 from tests.data.prepare.conftest import textured, write
 
 
@@ -40,7 +42,7 @@ def test_good_faces_are_kept_and_the_others_shown_with_reasons(prepare, faces, t
     assert code == 1
     assert "cut.png can't be read as an image (9000 bytes)" in text
     assert "1 of 5 files kept" in text
-    assert (out / "kept.txt").read_text() == "a/sharp.png\n"
+    assert (out / "kept.txt").read_text() == "# paths start from ../faces\na/sharp.png\n"
     found = table(out)
     assert list(found) == ["a/sharp.png", "blurred.png", "covered.png", "cut.png", "field.png"]
     assert [row["kept"] for row in found.values()] == ["1", "0", "0", "0", "0"]
@@ -67,9 +69,17 @@ def test_good_faces_are_kept_and_the_others_shown_with_reasons(prepare, faces, t
     off = ("min_sharpness=0", "min_confidence=0", "max_spread_px=0", "thumbnails=1")
     code, text = prepare("filter", f"root={faces}", f"out={out}", "min_face_px=100", *off)
     assert code == 0
-    assert (out / "kept.txt").read_text() == "blurred.png\ncovered.png\n"
+    assert (out / "kept.txt").read_text() == "# paths start from ../faces\nblurred.png\ncovered.png\n"
     assert table(out)["a/sharp.png"]["reasons"] == "face_px 90 is below 100"
     assert record.read_text().count("\n") == lines
+    list_itself = shlex.split(text.partition("train on them: ")[2])
+    assert list_itself[:3] == ["python", "train.py", "model=swinir_ffhq"]
+    assert list_itself[3] == f"data.root={out / 'kept.txt'}"
+    images = open_images(root=list_itself[3].partition("=")[2])
+    assert [images.name(index) for index in range(2)] == [
+        str(out / "../faces" / name) for name in ("blurred.png", "covered.png")
+    ]
+    assert f"why, with pictures: {out / 'report.html'}" in text
     html = (out / "report.html").read_text()
     assert "<h2>Kept: 2 (1 of them shown)</h2>" in html
     assert "2 files are not in it" in html
@@ -82,7 +92,7 @@ def test_lists_wait_for_all_shards(prepare, faces, tmp_path):
     assert "shards not finished yet: 2/2; the last of them, or this command again after it, writes kept.txt" in text
     assert not (out / "kept.txt").exists()
     assert prepare("filter", f"root={faces}", f"out={out}", "shard=2/2")[0] == 0
-    assert (out / "kept.txt").read_text() == "a/sharp.png\n"
+    assert (out / "kept.txt").read_text() == "# paths start from ../faces\na/sharp.png\n"
 
 
 def test_bounds():
