@@ -79,7 +79,7 @@ class Part(nn.Module):
         side = round(self.side_px * width / TEMPLATE_PX)
         if side < 4:
             raise ValueError(
-                f"part.side_px={self.side_px} at 512 px leaves {side} px of the {PARTS[self.number]} in images {width} px "
+                f"a part's side_px={self.side_px} at 512 px leaves {side} px of the {PARTS[self.number]} in images {width} px "
                 "wide, and its discriminator needs 4: choose a larger data.size, or model=gfpgan_simple, which has no parts"
             )
         return cut(images, boxes_of(components, eye_enlarge=self.eye_enlarge)[:, self.number], side)

@@ -45,7 +45,8 @@ def test_no_text_is_read_or_written_in_the_encoding_of_the_locale() -> None:
 def is_text(call: ast.Call) -> bool:
     """PATH.read_text(), PATH.write_text(TEXT), PATH.open("a"): what opens a text file by pathlib."""
     if not isinstance(call.func, ast.Attribute):
-        return isinstance(call.func, ast.Name) and call.func.id == "open"
+        binary = any(isinstance(each, ast.Constant) and "b" in str(each.value) for each in call.args[1:])
+        return isinstance(call.func, ast.Name) and call.func.id == "open" and not binary
     modes = [each.value for each in call.args if isinstance(each, ast.Constant)]
     opens_text = call.func.attr == "open" and bool(modes) and str(modes[0]).strip("rwa+") == "" and len(call.args) == 1
     newline = any(keyword.arg == "newline" for keyword in call.keywords)

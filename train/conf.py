@@ -1,7 +1,9 @@
 """What lies in conf/: its groups, and the choices in each. Imports nothing heavy: --help reads it."""
 
 import re
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from yaml import safe_load
 
@@ -10,8 +12,26 @@ CONF = Path(__file__).parents[1] / "conf"
 
 def groups() -> list[str]:
     """Names that train.py can choose in: model=NAME, task=NAME, data=NAME …"""
-    listed = safe_load((CONF / "train.yaml").read_text(encoding="utf-8"))["defaults"]
+    listed = _train_yaml()["defaults"]
     return sorted(name for each in listed if isinstance(each, dict) for name in each if not name.startswith("override "))
+
+
+def own_keys() -> dict[str, Any]:
+    """What conf/train.yaml itself sets, outside of all groups: every run has it."""
+    return {key: value for key, value in _train_yaml().items() if key not in ("defaults", "hydra", *groups())}
+
+
+@cache
+def whole_trainer() -> dict[str, Any]:
+    """The keys that every choice of trainer has."""
+    content: dict[str, Any] = safe_load((CONF / "trainer" / "auto.yaml").read_text(encoding="utf-8"))
+    return content
+
+
+@cache
+def _train_yaml() -> dict[str, Any]:
+    content: dict[str, Any] = safe_load((CONF / "train.yaml").read_text(encoding="utf-8"))
+    return content
 
 
 def choices(group: str) -> list[Path]:

@@ -35,8 +35,11 @@ MISTAKES = [
     ("degradation.operators.blur.sgima_px=[0.1,1]", "did you mean degradation.operators.blur.sigma_px?"),
     ("init.cpkt=weights.pth", "did you mean init.ckpt?"),
     ("+init.cpkt=weights.pth", "did you mean init.ckpt?"),
-    ("init=null", "init=None: init.ckpt, init.required and init.strict are the keys"),
-    ("init=swinir.pth", "init='swinir.pth': init.ckpt, init.required and init.strict are the keys"),
+    ("init=null", "init=None: every run has it, and what can be set is init.ckpt, init.required, init.strict and init.parts"),
+    (
+        "init=swinir.pth",
+        "init='swinir.pth': every run has it, and what can be set is init.ckpt, init.required, init.strict and init.parts",
+    ),
     ("+ckpt=weights.pth", "ckpt='weights.pth': nothing reads the key ckpt; did you mean init.ckpt?"),
     ("+loss.terms.ssim.weight=1", "loss.terms.ssim={'weight': 1} has no _target_"),
     ("network.embed_dim=big", "network.embed_dim='big': Input should be a valid integer"),
@@ -107,7 +110,7 @@ MISTAKES = [
     ("trainer.accelerator=cup", "trainer.accelerator='cup': Input should be 'auto', 'cpu'"),
     ("trainer.devices=[0]", "trainer: "),
     ("network.depths=[]", "network.depths=[]: List should have at least 1 item"),
-    ("network=null", "error: network=null: give a name (python train.py --help lists them)"),
+    ("network=null", "error: task.network: this task needs network, of which there is none: choose one: network="),
     (
         "task=adversarial",
         "this task needs adversary, of which there is none: choose one: adversary=gfpgan, patch, stylegan2 or unet_sn",

@@ -56,6 +56,12 @@ def of_job(overrides: list[str]) -> list[str]:
     return [*(each for each in overrides_of(sys.argv[1:]) if each.startswith(SEARCHED)), *overrides]
 
 
+def left_out(argument: str) -> str:
+    """GROUP=null as Hydra has it: ~GROUP. Any other argument as it is."""
+    group, _, value = argument.partition("=")
+    return f"~{group}" if value == "null" and group in groups() else argument
+
+
 def continued(arguments: list[str]) -> list[str]:
     """The arguments of a command, behind those of the run whose folder or checkpoint it names with resume=….
 

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError, safe_load
 
-from train.conf import CONF, choices, first_comment, groups
+from train.conf import CONF, choices, first_comment, groups, own_keys
 from train.errors import ERROR_FILE, fail, message_of
-from train.jobs.arguments import compose, continued, named_as_typed, overrides_of, quoting
+from train.jobs.arguments import compose, continued, left_out, named_as_typed, overrides_of, quoting
 
 LISTED = (
     *("model", "experiment", "task", "loss", "adversary", "data", "degradation", "augmentation"),
@@ -42,7 +43,7 @@ def main() -> None:
     if {"--cfg", "-c"} & set(arguments):
         sys.argv.append("--resolve")
     try:
-        sys.argv[1:] = arguments = continued([named_as_typed(argument) for argument in sys.argv[1:]])
+        sys.argv[1:] = arguments = continued([left_out(named_as_typed(argument)) for argument in sys.argv[1:]])
     except ValueError as error:
         fail(str(error))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, not to Hydra's own printer
@@ -73,7 +74,7 @@ def train_composed(config: DictConfig) -> None:
     from train.jobs.config import ConfigError, check  # torch and Lightning load only now: --help and --cfg stay quick
 
     try:
-        checked = check(config)
+        checked = check(config, HydraConfig.get().overrides.task)
     except ConfigError as error:
         fail(str(error))
     train({**checked, "arguments": overrides_of(sys.argv[1:])})
@@ -186,7 +187,7 @@ def help_text() -> str:
 
 def explain(error: Exception, arguments: list[str]) -> str:
     """Hydra's message without its search path and without its advice to append a wrong key, but with the nearest valid one."""
-    from train.jobs.config import nearest, not_ours, plain, valid_keys
+    from train.jobs.config import nearest, not_ours, of_every_run, plain, valid_keys
 
     text = str(error).partition("\nConfig search path")[0].strip()
     unread = error.override if isinstance(error, OverrideParseException) else None
@@ -197,11 +198,11 @@ def explain(error: Exception, arguments: list[str]) -> str:
     if options := re.search(r"Could not find '([\w./-]+)/([^'/]+)'\s+Available options in '[^']*':\s+(.*)", text, re.DOTALL):
         group, name, listed = options.group(1), options.group(2), options.group(3).split()
         return f"{group}={name}: there is no {group} of that name (there are {', '.join(listed)}){nearest(name, listed)}"
-    if text.startswith("Config group override must be"):  # it doesn't say which
-        pairs = [argument.split("=", 1) for argument in arguments if "=" in argument]
-        chosen = [(key, value) for key, value in pairs if key in groups()]
-        nameless = [f"{key}={value}" for key, value in chosen if not isinstance(safe_load(value), str | list)]
-        return f"{', '.join(nameless) or text}: give a name (python train.py --help lists them)"
+    for key, value in (argument.split("=", 1) for argument in arguments if "=" in argument):
+        if key in groups() and not _names_choices(key, value):
+            return f"{key}={value}: give a name (python train.py --help lists them)"
+        if isinstance(own_keys().get(key), dict) and re.search(rf"\b{key}\b", text):
+            return of_every_run(key, safe_load(value))
     wrong = re.search(
         r"Could not \w+ '([^']+)'|Key '([^']+)' is not in struct|No match in the defaults list.*?'?([\w./]+)'?", text
     )
@@ -218,3 +219,11 @@ def explain(error: Exception, arguments: list[str]) -> str:
     if key in valid_keys(config, config):
         return text  # it exists, but not for what it was given
     return f"{key}: there is no such key{nearest(key, [*groups(), *valid_keys(config, config)])}"
+
+
+def _names_choices(group: str, value: str) -> bool:
+    """Whether the value of GROUP=… is a name, several of a sweep, or a list of names that there are."""
+    given = safe_load(value)
+    if isinstance(given, list):
+        return {f"{name}" for name in given} <= {file.stem for file in choices(group)}
+    return isinstance(given, str) and given != ""

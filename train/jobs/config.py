@@ -13,12 +13,12 @@ import inspect
 import json
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, Protocol, get_type_hints, runtime_checkable
 
 from annotated_types import Ge, Gt, Interval
 from hydra.utils import get_object
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import (
     ConfigDict,
@@ -28,7 +28,7 @@ from pydantic import (
     ValidationError,
 )
 
-from train.conf import choices, choices_with, groups
+from train.conf import choices, choices_with, groups, own_keys, whole_trainer
 from train.errors import not_given
 
 logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # get_object logs what it raises, and check reports that
@@ -104,22 +104,29 @@ class ConfigError(ValueError):
     """A configuration that no run should start from; the message lists every mistake found."""
 
 
-def check(config: DictConfig) -> Node:
+def check(config: DictConfig, arguments: Sequence[str] = ()) -> Node:
     """The resolved configuration as plain containers.
 
+    Args:   arguments: those that made the configuration. A group that they leave out (~GROUP) is left out with all the keys
+                that a model or an experiment sets in it, for which Hydra would go on to look for a class.
     Raises: ConfigError listing all mistakes: key, value, what would be right, the nearest valid key.
     """
+    config = config.copy()
+    with open_dict(config):
+        for group in {argument[1:].partition("=")[0] for argument in arguments if argument.startswith("~")} & {*groups()}:
+            config.pop(group, None)
+        if config.get("logger") is None:
+            config.logger = {}  # none but the metrics.csv of every run
     raw = plain(config)
-    if lacking := [key for key, value in raw["task"].items() if value == f"${{{key}}}" and key not in raw]:
-        raise ConfigError(
-            "\n".join(f"task.{key}: this task needs {key}, of which there is none: {_bring(key)}" for key in lacking)
-        )
+    if lacking := list(_lacking(raw)):
+        raise ConfigError("\n".join(lacking))
     try:
         resolved = plain(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         said = str(error.msg or error).partition("\n")[0]
         if absent := re.match(r"Interpolation key '([\w.]+)' not found", said):
-            said = f"it follows {absent[1]}, which is not there: set {error.full_key}=VALUE"
+            way_out = _bring(absent[1]) if absent[1] in groups() else f"set {error.full_key}=VALUE"
+            said = f"it follows {absent[1]}, which is not there: {way_out}"
         raise ConfigError(f"{error.full_key or 'config'}: {said}") from error
     if resolved.get("name") is None:
         raise ConfigError("nothing to train: choose model=NAME or experiment=NAME (python train.py --help lists them)")
@@ -177,6 +184,36 @@ def valid_keys(config: Node, raw: Node) -> list[str]:
     return list(dict.fromkeys(keys))
 
 
+def _lacking(raw: Node) -> Iterator[str]:
+    """What every run or this task needs, and what is left out (~KEY), null, or of another form."""
+    every_run = {**own_keys(), **({"trainer": whole_trainer()} if _is_node(raw.get("trainer")) else {})}
+    for name, default in every_run.items():
+        value = raw.get(name)
+        if name not in raw and not isinstance(default, dict):
+            yield f"{name} is left out, but every run has it: give {name}=VALUE"
+        elif isinstance(default, dict) and not (_is_node(value) if _is_node(default) else isinstance(value, dict)):
+            yield of_every_run(name, value)
+        elif isinstance(default, dict) and (name == "trainer" or not _is_node(default)):
+            left_out = [f"{name}.{key}" for key in default if key not in raw[name]]
+            yield from (f"{key} is left out, but every run has it: give {key}=VALUE" for key in left_out)
+    for name in ("task", "data", "trainer", *({"degradation", "augmentation"} & raw.keys())):
+        if not _is_node(raw.get(name)):
+            yield f"{name}: every run needs one: {_bring(name)}"
+    for name, value in raw["logger"].items():
+        if not _is_node(value):
+            yield f"logger.{name}={value!r}: this is no logger: leave it out with ~logger.{name}, or choose logger=csv"
+    for key, value in (raw.get("task") or {}).items():
+        there = key in raw and (key not in groups() or _is_node(raw[key]))
+        if value == f"${{{key}}}" and not there and key not in every_run:
+            yield f"task.{key}: this task needs {key}, of which there is none: {_bring(key)}"
+
+
+def of_every_run(name: str, value: Any) -> str:
+    """The refusal of a value in place of what conf/train.yaml sets under a name."""
+    keys = [f"{name}.{key}" for key in own_keys()[name] if key not in HYDRA_KEYS]
+    return f"{name}={value!r}: every run has it, and what can be set is {_any_of(keys, 'and')}"
+
+
 def _bring(group: str) -> str:
     """What to do where a task needs a group that is not there."""
     if group in groups():
@@ -185,19 +222,13 @@ def _bring(group: str) -> str:
     return f"start from a model that has it: model={_any_of(bringing)}" if bringing else f"set {group}"
 
 
-def _any_of(names: list[str]) -> str:
-    return " or ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+def _any_of(names: list[str], last: str = "or") -> str:
+    return f" {last} ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
 def _check_run(config: Node, raw: Node) -> Iterator[str]:
     values = dict(config)
-    for group, keys in (
-        ("init", "init.ckpt, init.required and init.strict are the keys"),
-        ("weights", "weights.dir is the key"),
-    ):
-        if not isinstance(config.get(group), dict):
-            yield f"{group}={config.get(group)!r}: {keys}"
-            return
+    for group in ("init", "weights"):
         values |= {f"{group}.{key}": value for key, value in values.pop(group).items()}
     read = {name: value for name, value in config.items() if _is_read(name, raw)}
     given = config["init"].items()
@@ -262,7 +293,7 @@ def _task_hints(config: Node) -> dict[str, Any]:
 
 
 def _is_node(value: Any) -> bool:
-    return isinstance(value, dict) and "_target_" in value
+    return isinstance(value, dict) and isinstance(value.get("_target_"), str)
 
 
 def _is_short_way(key: str, raw: Any) -> bool:

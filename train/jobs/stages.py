@@ -16,7 +16,7 @@ from yaml import safe_load
 from train.conf import choices, first_comment
 from train.errors import fail
 from train.jobs import cli
-from train.jobs.arguments import compose
+from train.jobs.arguments import compose, left_out
 from train.jobs.launch import Failed, launch, ranks_here
 from train.runs.rundir import RUNS
 from train.signals import Interrupted, Signals, stop_signal
@@ -62,8 +62,9 @@ def planned(chain: str, stages: dict[str, list[str]], arguments: list[str]) -> d
     for stage, own in stages.items():
         given = [each.removeprefix(f"{stage}.") for each in arguments if each.startswith(f"{stage}.")]
         overrides = [*(each.format(**runs) for each in own), *shared, *given, f"name='{name}/{stage}'"]
+        overrides = [left_out(each) for each in overrides]
         try:
-            configs[stage] = {**check(compose(overrides)), "arguments": overrides}
+            configs[stage] = {**check(compose(overrides), overrides), "arguments": overrides}
             if looks := [key for key in ("preflight", "validate") if configs[stage][key]]:
                 raise ConfigError(f"{looks[0]}=true looks at one stage: python train.py model=… {looks[0]}=true")
         except ConfigError as error:

@@ -71,7 +71,10 @@ class Sweep:
         job = Job(plain(config), varied)
         self.jobs.append(job)
         try:
-            job.config = {**check(config), "arguments": of_job(list(HydraConfig.get().overrides.task))}
+            job.config = {
+                **check(config, HydraConfig.get().overrides.task),
+                "arguments": of_job(list(HydraConfig.get().overrides.task)),
+            }
             if looks := [key for key in ("preflight", "validate") if job.config[key]]:
                 raise ConfigError(f"{looks[0]}=true looks at one configuration: leave out -m and what varies")
         except ConfigError as error:
