@@ -17,7 +17,7 @@ from tests.toy import ROOT, TINY_DATA, TINY_NETWORK, TINY_RUN
 ASCII = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}  # else Python makes UTF-8 of it
 COMMANDS = [
     *("train.py", "restore.py", "train/stages.py", "data/prepare/__main__.py", "degradations/__main__.py"),
-    *("models/official.py", "models/weights.py"),
+    *("models/official.py", "models/weights.py", "models/diffusion/tiny.py"),
 ]
 
 

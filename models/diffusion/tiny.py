@@ -13,6 +13,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from console import printing_never_fails
 from models.diffusion.schedule import TIMESTEPS
 from models.diffusion.stable_diffusion import StableDiffusion
 
@@ -96,4 +97,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    printing_never_fails()
     main()
