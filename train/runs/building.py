@@ -62,7 +62,7 @@ def make_task(config: dict[str, Any], trainer: L.Trainer, fresh: bool = True) ->
     task: RestorationTask = build(config["task"])
     task.config, task.effective_batch = recorded(config), effective_batch(config, trainer)
     if fresh:
-        load_start(task.network, config["init"])
+        load_start(task.network, config["init"], config["network"])
         if task.ema:
             task.ema.average.load_state_dict(task.network.state_dict())
         task.check_start()

@@ -138,6 +138,9 @@ def announce(config: dict[str, Any], task: RestorationTask, trainer: L.Trainer, 
     )
     if task.parts:
         say(f"optimizer.parts: {'; '.join(map(str, task.learning))}")
+    for name, term in config["loss"].get("terms", {}).items():
+        if isinstance(term, dict) and term.get("reduction") == "sum":
+            say(f"loss.terms.{name} adds up all values of a device's batch, so hundreds and thousands are usual: reduction=sum")
     if task.validation.lpips is None:
         say(f"validation goes without LPIPS: {task.validation.lpips_missing}")
 

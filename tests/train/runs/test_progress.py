@@ -15,10 +15,18 @@ Cli = Callable[..., tuple[int, str]]
 def test_without_a_terminal_a_plain_line_each_logged_update(cli: Cli, tmp_path: Path) -> None:
     photographs = write_photographs(tmp_path / "photographs")
     run = ["experiment=demo", "data=folder", *TINY_NETWORK, *TINY_DATA, f"data.root={photographs}", "validation.lpips=null"]
-    run += ["trainer.max_steps=5", "trainer.val_check_interval=5", "trainer.log_every_n_steps=2", "logger=csv", "name=run"]
+    run += [
+        "trainer.max_steps=5",
+        "trainer.val_check_interval=5",
+        "trainer.log_every_n_steps=2",
+        "logger=csv",
+        "name=run",
+        "loss=mse_sum",
+    ]
     code, printed = cli(*run)
     assert code == 0, printed
     assert "\r" not in printed
+    assert "loss.terms.mse adds up all values of a device's batch, so hundreds and thousands are usual" in printed
     lines = re.findall(r"^update (\d)/5: loss [\d.]+, [\d.]+ images/s, ETA \d:\d\d:\d\d$", printed, re.MULTILINE)
     assert lines == ["2", "4", "5"]
     assert re.search(r"^update 5/5: PSNR [\d.]+ dB \(LQ [\d.]+\)$", printed, re.MULTILINE)

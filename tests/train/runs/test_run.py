@@ -425,3 +425,22 @@ def test_one_process_at_a_time(cli: Cli, tmp_path: Path, photographs: Path, monk
     other.wait()
     code, printed = cli(*RUN, f"data.root={photographs}")
     assert code == 0, printed
+
+
+def test_a_checkpoint_of_another_size_names_the_keys_that_fit(cli: Cli, tmp_path: Path, photographs: Path) -> None:
+    run = [*RUN, f"data.root={photographs}"]
+    assert cli(*run)[0] == 0
+    other = [
+        *run,
+        "init.ckpt=runs/run",
+        "name=other",
+        "network.embed_dim=16",
+        "network.depths=[1,1,1]",
+        "network.num_heads=[2,2,2]",
+    ]
+    code, printed = cli(*other)
+    assert code == 1
+    fits = "it fits with network.embed_dim=8 network.depths=[1,1] network.num_heads=[2,2]\n"
+    assert printed.endswith(fits), printed
+    code, printed = cli(*other, *fits.split()[3:])
+    assert code == 0, printed
