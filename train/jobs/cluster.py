@@ -95,7 +95,8 @@ def run_jobs(
     _wait(submitted, resources.poll_s)
     for number, job in submitted.items():
         if not is_finished(job.config):
-            job.error = _error(job, number)
+            job.cancelled = _is_cancelled(number)
+            job.error = f"CANCELLED (SLURM job {number}): scancel ended it" if job.cancelled else _error(job, number)
     return [sweep.close(job) for job in jobs]
 
 
@@ -170,6 +171,12 @@ def _wait(submitted: dict[str, Job], poll_s: float) -> None:
             said[number] = now
             if number not in alive:
                 del said[number]
+
+
+def _is_cancelled(number: str) -> bool:
+    """Whether scancel ended a job. SLURM forgets it some minutes after its end."""
+    done = subprocess.run(["scontrol", "--oneliner", "show", "job", number], capture_output=True, text=True, check=False)
+    return "JobState=CANCELLED" in done.stdout
 
 
 def _error(job: Job, number: str) -> str:

@@ -19,8 +19,9 @@ class Job:
 
     config: dict[str, Any]
     varied: dict[str, str]
-    status: str = "not run"  # finished, failed, interrupted
+    status: str = "not run"  # finished, failed, interrupted, CANCELLED
     error: str = ""
+    cancelled: bool = False
     values: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -44,7 +45,7 @@ def write_results(jobs: list[Job], keys: list[str], folder: Path) -> str:
     jobs = best_first(jobs)
     rows = table(jobs, keys)
     lines = [f"| {' | '.join(row)} |" for row in (rows[0], ["---"] * len(rows[0]), *rows[1:])]
-    lines += [""] + [f"- {job.name}: {job.error}" for job in jobs if job.status == "failed"]
+    lines += [""] + [f"- {job.name}: {job.error}" for job in jobs if job.error]
     text = "\n".join(lines).rstrip() + "\n"
     cells = io.StringIO()
     csv.writer(cells, lineterminator="\n").writerows(rows)

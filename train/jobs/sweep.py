@@ -109,7 +109,7 @@ class Sweep:
             )
         elif not job.error:
             job.error = "it ended before its last update"
-        job.status = "failed" if job.error else "finished"
+        job.status = "CANCELLED" if job.cancelled else "failed" if job.error else "finished"
         if job.error:
             print(f"error: {job.name}: {job.error}", file=sys.stderr, flush=True)
         return job.score if job.scored else None
@@ -119,7 +119,7 @@ class Sweep:
         if self.jobs and self.keys:
             text = write_results(self.jobs, self.keys, RUNS / self.folder)
             print(f"\n{text}\n  {RUNS / self.folder}/sweep.md, sweep.csv, sweep.png", flush=True)
-        return [job for job in self.jobs if job.status == "failed"]
+        return [job for job in self.jobs if job.error]
 
 
 def hydra_settings(config: DictConfig, folder: str) -> dict[str, Any]:
