@@ -1,8 +1,8 @@
 """The score and the identity gate of the NTIRE challenges on real-world face restoration, both editions.
 
 Source: eval.py of zhengchen1999/NTIRE2025_RealWorld_Face_Restoration (3b1903d) and of
-jkwang28/NTIRE2026_RealWorld_Face_Restoration (7ca192d). Where these go on without a word (a missing set, NaN, images that were not
-scored), this stops.
+jkwang28/NTIRE2026_RealWorld_Face_Restoration (7ca192d). Where these go on without a word (a missing set, NaN, images that were
+not scored), this stops.
 """
 
 import math
