@@ -14,7 +14,7 @@ from models.diffusion.ircontrolnet import IRControlNet
 from models.files import official
 from models.vqgan import VQAutoEncoder
 from restoration.stage import Restore, memory_explained
-from restoration.tiles import Windowed, restore_tiled, rounded
+from restoration.tiles import Tileable, restore_tiled, rounded
 
 TILE_PX, OVERLAP_PX = 512, 64
 Fidelity = Annotated[FiniteFloat, Ge(0)]
@@ -63,7 +63,7 @@ class Network:
 
     def load(self, device: torch.device) -> Restore:
         network = self._opened(device)
-        multiple = network.multiple if isinstance(network, Windowed) else None  # None: the network needs the whole image
+        multiple = network.multiple if isinstance(network, Tileable) else None  # None: the network needs the whole image
         if multiple:
             rounded(*self.tiles, multiple)
         fidelities = self.w if isinstance(self.w, list) else [0.5 if self.w is None else self.w]
@@ -109,8 +109,8 @@ class Network:
             raise ValueError(f"{self.ckpt} holds {type(network).__name__}, which restores no images: give a restorer")
         for used, key, what in (
             (isinstance(network, Controllable), "w", "fidelity"),
-            (isinstance(network, Windowed), "tile_px", "tiles"),
-            (isinstance(network, Windowed), "overlap_px", "tiles"),
+            (isinstance(network, Tileable), "tile_px", "tiles"),
+            (isinstance(network, Tileable), "overlap_px", "tiles"),
         ):
             if not used and getattr(self, key) is not None:
                 raise ValueError(

@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 @runtime_checkable
-class Windowed(Protocol):
-    """A network with attention in windows, such as SwinIR and ELAN, which can restore an image tile by tile."""
+class Tileable(Protocol):
+    """A network that can restore an image tile by tile, such as SwinIR, ELAN and RRDBNet."""
 
-    multiple: int  # tiles start at multiples of it, so that windows lie where they lie in the whole image
+    multiple: int  # tiles start at multiples of it, so that windows of attention lie where they lie in the whole image
 
 
 def restore_tiled(restore: Callable[[Tensor], Tensor], lq: Tensor, *, tile_px: int, overlap_px: int, multiple: int) -> Tensor:

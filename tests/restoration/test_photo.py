@@ -20,6 +20,8 @@ from restoration.cli import main
 from restoration.faces import LANDMARKS as COLUMNS
 from tests.data.conftest import LANDMARKS
 from tests.models.test_codeformer import tiny as codeformer
+from tests.models.test_rrdb import tiny as rrdb
+from tests.models.test_rrdb import write as write_rrdb
 from tests.restoration.test_run import tiny_elan
 
 Cli = Callable[..., tuple[int, str]]
@@ -185,6 +187,27 @@ def test_the_background_goes_through_its_own_pipeline(tmp_path: Path, restore: C
     assert (code, "background.ckpt is not set: give background.ckpt=PATH" in printed) == (1, True)
     code, printed = restore(faces, "background.ckpt=other.pth", "output=two")
     assert "background.ckpt does nothing with background=none: add background=NAME" in printed
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("upscale", [1, 2, 4])
+def test_a_background_of_another_size_lies_in_place(upscale: int, tmp_path: Path, restore: Cli) -> None:
+    photo = astronaut()[:120, 100:260]
+    Image.fromarray(photo).save(tmp_path / "in" / "a.png")
+    network = rrdb(scale=2, unshuffle=2, num_block=1)
+    write_rrdb(network, tmp_path / "x2.pth")
+    twice = network(to_tensor(photo)[None])[0].clamp(0, 1).permute(1, 2, 0).numpy() * 255
+    how = cv2.INTER_AREA if upscale == 1 else cv2.INTER_LANCZOS4
+    size = (160 * upscale, 120 * upscale)
+    expected = twice if upscale == 2 else cv2.resize(twice, size, interpolation=how)
+    code, printed = restore(
+        "background=network", "background.ckpt=x2.pth", f"upscale={upscale}", table(tmp_path, ("a.png", TEMPLATE / 8))
+    )
+    assert code == 0, printed
+    made = pixels(tmp_path / "out" / "a.png")
+    assert made.shape == (120 * upscale, 160 * upscale, 3)
+    beyond = np.s_[:, 70 * upscale :]
+    np.testing.assert_allclose(made[beyond].astype(float), expected[beyond].clip(0, 255), atol=0.51)
 
 
 def test_auto_tells_aligned_faces_from_photographs(tmp_path: Path, restore: Cli) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from models.files import families, official
 from models.files.families import FAMILIES, find_families, full_state
-from tests.models import test_codeformer, test_elan, test_gfpgan, test_vqgan
+from tests.models import test_codeformer, test_elan, test_gfpgan, test_rrdb, test_vqgan
 from tests.models.diffusion import test_ircontrolnet
 from tests.models.files.test_official import FORMS, filled
 from tests.parity.cases import folders, manifest, manifests_in
@@ -22,6 +22,7 @@ NETWORKS: dict[str, tuple[str, Any]] = {
     "gfpgan_bilinear": ("gfpgan", lambda: test_gfpgan.tiny(resample_kernel=None)),
     "gfpgan_clean": ("gfpgan_clean", lambda: test_gfpgan.tiny(clean=True)),
     "ircontrolnet": ("ircontrolnet", test_ircontrolnet.tiny),
+    "rrdb": ("rrdb", test_rrdb.tiny),
 }
 # Manifests of official files, by the beginnings of their names; those of other networks belong to no family.
 OFFICIAL: dict[str, str | None] = {
@@ -89,7 +90,7 @@ def test_an_official_file_is_taken_by_its_family_alone(path: Path) -> None:
 
 
 def test_families_stand_in_the_order_of_their_modules() -> None:
-    assert list(find_families()) == ["codeformer", "vqgan", "elan", "gfpgan", "gfpgan_clean", "ircontrolnet", "swinir"]
+    assert list(find_families()) == ["codeformer", "vqgan", "elan", "gfpgan", "gfpgan_clean", "ircontrolnet", "rrdb", "swinir"]
 
 
 def test_two_families_of_one_name_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -229,7 +229,7 @@ def test_what_is_not_the_file_never_gets_its_name(server: Server, tmp_path: Path
 
 def test_the_catalog() -> None:
     entries = weights.catalog()
-    assert len(entries) == 24
+    assert len(entries) == 28
     assert all(each.url or each.page for each in entries.values())
     for each in entries.values():
         assert each.url is None or each.url.endswith(f"/{each.file}")
@@ -237,7 +237,7 @@ def test_the_catalog() -> None:
         if "download.pytorch.org" in (each.url or ""):  # its file names end with the first digits
             assert each.sha256
             assert each.file.endswith(f"-{each.sha256[:8]}.pth")
-    assert sum(each.sha256 is not None for each in entries.values()) == 8
+    assert sum(each.sha256 is not None for each in entries.values()) == 10
     page = (weights.CATALOG.parent.parent / "docs" / "weights.md").read_text()
     assert [each.name for each in entries.values() if f"`{each.name}`" not in page or each.file not in page] == []
 
