@@ -21,6 +21,7 @@ def paste(
     offset_px: float = 0.0,
     averaged: bool = True,
     mask: np.ndarray | None = None,
+    within_square: bool = False,
 ) -> None:
     """Blends a face into a picture, in place; beyond the face's mask no value changes.
 
@@ -29,6 +30,7 @@ def paste(
              offset_px: how far right and down the face lies in the output. facexlib's lies 0.5 px off where upscale > 1.
              averaged: False samples a face that is made smaller, as facexlib does.
              mask: (side, side) float32 in [0, 1], how much of the face counts, as a parser tells; None: the square mask.
+             within_square: True counts no more of the mask than the square mask does, as CodeFormer and DiffBIR do.
     """
     side = face.shape[0]
     place = to_output(matrix, upscale, offset_px)
@@ -47,6 +49,8 @@ def paste(
     whole = warped(np.ones((side, side), dtype=np.float32), shifted, size)
     square = cv2.erode(whole, np.ones((max(1, int(2 * upscale)),) * 2, np.uint8))
     weight = feathered(square) if mask is None else warped(mask, shifted, size)
+    if within_square:
+        weight = np.minimum(weight, feathered(square))
     drawn: np.ndarray = warped(face, shifted, size, averaged=averaged) * square[..., None]
     here = background[top:bottom, left:right]
     mixed = weight[..., None] * drawn + (1 - weight[..., None]) * here
