@@ -18,9 +18,16 @@ def moved(portrait, matrix):
 
 @pytest.fixture
 def planted(tmp_path, portrait):
-    """A sound portrait and ten files with one fault each. A mirrored portrait is another picture."""
-    root, mirror = tmp_path / "faces", portrait[:, ::-1].copy()
+    """A sound portrait and eleven files with one fault each. A mirrored portrait is another picture.
+
+    The portrait is an enlargement: grain makes it sharp.
+    """
+    root, coarse = tmp_path / "faces", moved(portrait[:, ::-1], [[1, 0, 0], [0, 1, -20]])
+    grain = np.random.default_rng(0).normal(0, 8, (512, 512, 1))
+    portrait = (portrait + grain).clip(0, 255).round().astype(np.uint8)
+    mirror = portrait[:, ::-1].copy()
     write(root / "a.png", portrait)
+    write(root / "enlarged.png", cv2.resize(cv2.resize(coarse, (128, 128)), (512, 512), interpolation=cv2.INTER_CUBIC))
     (root / "cut.png").write_bytes((root / "a.png").read_bytes()[:20_000])
     (root / "text.png").write_text("no image")
     write(root / "small.png", cv2.resize(mirror, (100, 100), interpolation=cv2.INTER_AREA))
@@ -30,7 +37,7 @@ def planted(tmp_path, portrait):
     write(root / "shifted.png", moved(portrait, [[1, 0, 60], [0, 1, 0]]))
     write(root / "turned.png", moved(portrait, cv2.getRotationMatrix2D((256, 256), 15, 1)))
     write(root / "large.png", moved(portrait, cv2.getRotationMatrix2D((256, 300), 0, 1.4)))
-    write(root / "field.png", textured(512, 512, seed=1))
+    write(root / "field.png", textured(512, 512, seed=1, cell=256))
     write(root / "grey.png", np.repeat(moved(mirror, [[1, 0, 0], [0, 1, 20]])[..., 1:2], 3, axis=2))
     return root
 
@@ -39,6 +46,7 @@ EXPECTED = {
     ("b/copy.png", "duplicate", 0),
     ("coded.jpg", "duplicate", 0),
     ("cut.png", "corrupt", 20_000),
+    ("enlarged.png", "enlarged", 4.5),
     ("field.png", "no_face", 0),
     ("grey.png", "grey", 0),
     ("large.png", "misaligned", 1.4),
@@ -51,20 +59,20 @@ EXPECTED = {
 
 def test_planted_faults_are_named(prepare, planted, tmp_path):
     out = tmp_path / "report"
-    code, text = prepare("check", f"root={planted}", f"out={out}", "min_detail=0")  # the portrait itself was enlarged
+    code, text = prepare("check", f"root={planted}", f"out={out}")
     assert code == 1
     with (out / "report.csv").open() as file:
         found = list(csv.DictReader(file))
     assert {(row["path"], row["kind"]) for row in found} == {(path, kind) for path, kind, _ in EXPECTED}
-    assert len(found) == len(EXPECTED) == 10
+    assert len(found) == len(EXPECTED) == 11
     for path, kind, figure in EXPECTED:
         (row,) = (row for row in found if row["path"] == path)
         assert float(row["figure"]) == pytest.approx(figure, abs={"off_centre": 4, "duplicate": 4}.get(kind, 1.5)), path
         assert f"{path}: {kind}: {row['reason']}" in text.splitlines()
-    assert "11 files, 10 with something wrong: 2 corrupt, 1 small, 1 grey, 2 duplicate, 1 no_face, 1 off_centre" in text
+    assert "12 files, 11 with something wrong: 2 corrupt, 1 small, 1 grey, 1 enlarged, 2 duplicate, 1 no_face, 1 off_centre" in text
     assert "b/copy.png: duplicate: the same bytes as a.png" in text
     report = json.loads((out / "report.json").read_text())
-    assert report["files"] == 11
+    assert report["files"] == 12
     assert report["counts"]["duplicate"] == 2
     assert report["limits"]["max_rotation_deg"] == 10
 
@@ -76,7 +84,7 @@ def test_planted_faults_are_named(prepare, planted, tmp_path):
     wide = ("max_offset_px=70", "max_rotation_deg=20", "max_scale=1.5")
     code, text = prepare("check", f"root={planted}", f"out={out}", "kinds=off_centre,misaligned,duplicate", *wide)
     assert code == 0, text
-    assert "5 files, 0 with something wrong" in text
+    assert "6 files, 0 with something wrong" in text
     assert record.read_text().count("\n") == lines
     assert (out / "report.csv").read_text() == "path,kind,figure,limit,unit,reason\n"
 
