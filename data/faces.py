@@ -117,6 +117,10 @@ class ValidationFaces(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.images.source) * self.degradations_per_image
 
+    def name(self, position: int) -> str:
+        """What to call the file that the sample is made of."""
+        return self.images.source.name(position // self.degradations_per_image)
+
     def __getitem__(self, position: int) -> Sample:
         """Raises UnreadableImage, or ValueError: the image is below size."""
         index, draws = position // self.degradations_per_image, Draws(self.seed, position)

@@ -264,13 +264,18 @@ def to_tensor(photo_u8_hwc: np.ndarray) -> Tensor:
     return torch.from_numpy(planes).float().div_(255)
 
 
+def to_photo(image: Tensor) -> np.ndarray:
+    """(3, h, w) in about [0, 1] to (h, w, 3) uint8, clamped and rounded."""
+    photo_u8_hwc: np.ndarray = (image.detach().float().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    return np.ascontiguousarray(photo_u8_hwc)
+
+
 def write_png(path: str | Path, image: Tensor) -> None:
     """Write (3, h, w) in about [0, 1] as 8-bit PNG, clamped and rounded; a reader never sees half a file."""
-    photo_u8_hwc = (image.detach().float().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
     path = Path(path)
     partial = path.with_name(f".{os.getpid()}.partial")  # shorter than a name may be, whatever path's own
     try:
-        Image.fromarray(np.ascontiguousarray(photo_u8_hwc)).save(partial, format="PNG")
+        Image.fromarray(to_photo(image)).save(partial, format="PNG")
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

@@ -175,6 +175,10 @@ class FaceData(LightningDataModule):
         share = Subset(self.fixed, range(self._rank(), len(self.fixed), self._world()))
         return self._loader(share, batch_size=self.val_batch_size)
 
+    def val_name(self, number: int) -> str:
+        """What to call the file of this rank's validation sample of that number."""
+        return self.fixed.name(self._rank() + number * self._world())
+
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Makes the LQs of a batch on the device, where the degradation does that (data.batch.Degradation.batched)."""
         if "parameters" not in batch:

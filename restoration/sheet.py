@@ -1,21 +1,25 @@
 """One sheet of several restorations of the same images: python -m restoration.sheet lq=DIR A B … hq=DIR output=FILE.png"""
 
+import contextlib
 import sys
+import tempfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
 from console import printing_never_fails
 from data.reading import read_image
+from data.sheet import sheet
 from data.sources.files import ImageFolder
 from data.sources.shown import first_few, printable
 
 USAGE = """python -m restoration.sheet [lq=DIR] A B … [hq=DIR] output=FILE.png [rows=N] [side=PIXELS]
 
 A row for each image that every folder holds under one name, suffixes aside: LQ | A | B | … | HQ, and PSNR against HQ.
+A, B, …: folders of restored images, or runs and official files, which restore the LQ that are shown.
 rows: at most so many (12); side: of a cell (256)."""
-LABEL_PX, GAP_PX = 18, 4
+KEYS = ("lq", "hq", "output", "rows", "side")
 
 
 def main() -> None:
@@ -33,71 +37,84 @@ def main() -> None:
 
 def write_sheet(arguments: list[str]) -> str:
     """Writes the sheet. Returns what to say. Raises ValueError: a mistake in the command, or the folders share no name."""
-    keys = dict(argument.split("=", 1) for argument in arguments if argument.partition("=")[0] in KEYS and "=" in argument)
-    folders = [argument for argument in arguments if argument.partition("=")[0] not in KEYS]
-    if not folders or "output" not in keys:
+    keys, compared = taken_apart(arguments)
+    columns = {**({"LQ": keys["lq"]} if "lq" in keys else {}), **compared, **({"HQ": keys["hq"]} if "hq" in keys else {})}
+    folders = {label: ImageFolder(root=root) for label, root in columns.items() if not restores(root)}
+    if (makers := [label for label in columns if label not in folders]) and "lq" not in keys:
+        raise ValueError(f"{columns[makers[0]]} has nothing to restore: give lq=DIR")
+    numbers = {label: stems(folder) for label, folder in folders.items()}
+    common = [name for name in next(iter(numbers.values())) if all(name in each for each in numbers.values())]
+    everything = sorted({name for each in numbers.values() for name in each})
+    lacking = {label: [name for name in everything if name not in each] for label, each in numbers.items()}
+    missing = [f"{columns[label]} lacks {len(gone)} ({first_few(gone)})" for label, gone in lacking.items() if gone]
+    if not common:
+        raise ValueError(f"no name is in all folders: {'; '.join(missing)}")
+    shown = common[: int(keys.get("rows", 12))]
+    photos = {label: [read_image(folder, numbers[label][name]) for name in shown] for label, folder in folders.items()}
+    for label in makers:
+        photos[label] = restored_by(columns[label], folders["LQ"], [numbers["LQ"][name] for name in shown])
+    rows = list(zip(*(photos[label] for label in columns), strict=True))
+    sheet(list(columns), rows, shown, int(keys.get("side", 256))).save(keys["output"])
+    said = f"{keys['output']}: {len(shown)} of {len(common)} rows, {' | '.join(columns)}"
+    return "\n".join([said, *(f"left out: {each}" for each in missing)])
+
+
+def taken_apart(arguments: list[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """The keys, and label -> path of what is compared. Raises ValueError: a mistake in the command."""
+    pairs = [argument for argument in arguments if "=" in argument and not Path(argument).exists()]
+    places = [argument for argument in arguments if argument not in pairs]
+    keys = {key: value for key, _, value in (pair.partition("=") for pair in pairs)}
+    if unknown := [key for key in keys if key not in KEYS]:
+        raise ValueError(f"{unknown[0]}: there is no such key, and no such folder; the keys are {', '.join(KEYS)}")
+    if twice := [each for each, count in Counter(pair.partition("=")[0] for pair in pairs).items() if count > 1]:
+        raise ValueError(f"{twice[0]} is given twice: give it once")
+    if not places or not keys.get("output"):
         raise ValueError("give the folders to compare, and output=FILE.png (python -m restoration.sheet --help)")
     for key in ("rows", "side"):
         if not keys.get(key, "1").isdigit() or int(keys.get(key, "1")) < 1:
             raise ValueError(f"{key}={keys[key]}: give a whole number from 1")
-    columns = {"LQ": keys.get("lq"), **{folder: folder for folder in folders}, "HQ": keys.get("hq")}
-    sources = {label: ImageFolder(root=root) for label, root in columns.items() if root}
-    names = {
-        label: {str(Path(path).with_suffix("")): n for n, path in enumerate(each.paths)} for label, each in sources.items()
-    }
-    common = [name for name in next(iter(names.values())) if all(name in each for each in names.values())]
-    everything = sorted({name for each in names.values() for name in each})
-    lacking = {label: [name for name in everything if name not in each] for label, each in names.items()}
-    missing = [f"{label} lacks {len(gone)} ({first_few(gone)})" for label, gone in lacking.items() if gone]
-    if not common:
-        raise ValueError(f"no name is in all folders: {'; '.join(missing)}")
-    side, shown = int(keys.get("side", 256)), common[: int(keys.get("rows", 12))]
-    rows = [{label: read_image(source, names[label][name]) for label, source in sources.items()} for name in shown]
-    sheet(rows, shown, side).save(keys["output"])
-    said = f"{keys['output']}: {len(shown)} of {len(common)} rows, {' | '.join(sources)}"
-    return "\n".join([said, *(f"left out: {each}" for each in missing)])
+    if twice := [each for each, count in Counter(str(Path(place).resolve()) for place in places).items() if count > 1]:
+        raise ValueError(f"{twice[0]} is given twice: give each folder once")
+    return keys, dict(zip(told_apart(places), places, strict=True))
 
 
-KEYS = ("lq", "hq", "output", "rows", "side")
+def told_apart(places: list[str]) -> list[str]:
+    """A label each, of what differs in their paths: runs/a/out and runs/b/out are a and b."""
+    parts = [Path(place).resolve().parts for place in places]
+    for end in (0, -1):
+        while min(map(len, parts)) > 1 and len({each[end] for each in parts}) == 1:
+            parts = [each[1:] if end == 0 else each[:-1] for each in parts]
+    return [f"./{label}" if label in ("LQ", "HQ") else label for label in map("/".join, parts)]
 
 
-def sheet(rows: list[dict[str, np.ndarray]], names: list[str], side: int) -> Image.Image:
-    """A labelled grid.
+def stems(folder: ImageFolder) -> dict[str, int]:
+    """Name without its suffix -> number of the image."""
+    return {str(Path(path).with_suffix("")): number for number, path in enumerate(folder.paths)}
 
-    Args: rows: label -> (h, w, 3) uint8, the same labels in each.   names: of the rows.   side: of a cell in pixels.
+
+def restores(path: str) -> bool:
+    """Whether this is a run or a file of weights, and no folder of images."""
+    return Path(path).is_file() or (Path(path) / "checkpoints").is_dir()
+
+
+def restored_by(weights: str, lq: ImageFolder, numbers: list[int]) -> list[np.ndarray]:
+    """What restore.py makes with a run or an official file of some images; nothing stays on the disk.
+
+    Raises ValueError: it can't.
     """
-    labels = list(rows[0])
-    height = side + 2 * LABEL_PX + GAP_PX
-    page = Image.new("RGB", (len(labels) * (side + GAP_PX), LABEL_PX + len(rows) * height), "white")
-    draw, font = ImageDraw.Draw(page), ImageFont.load_default(12)
-    for column, label in enumerate(labels):
-        draw.text((column * (side + GAP_PX) + 2, 2), fitted(label, side), "black", font)
-    for number, (row, name) in enumerate(zip(rows, names, strict=True)):
-        top = LABEL_PX + number * height
-        draw.text((2, top + 2), fitted(name, side * len(labels)), "black", font)
-        for column, label in enumerate(labels):
-            left = column * (side + GAP_PX)
-            picture = Image.fromarray(row[label])
-            picture.thumbnail((side, side))
-            scale = min(side / picture.width, side / picture.height)
-            picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.NEAREST)
-            page.paste(picture, (left, top + LABEL_PX))
-            draw.text((left + 2, top + LABEL_PX + side + 2), psnr_words(row, label), "black", font)
-    return page
+    from restoration.cli import Typed, restored
 
-
-def fitted(text: str, width: int) -> str:
-    """The end of a text, where all of it is too wide."""
-    room = max(width // 7, 1)
-    return text if len(text) <= room else f"…{text[1 - room :]}"
-
-
-def psnr_words(row: dict[str, np.ndarray], label: str) -> str:
-    """PSNR of a cell against HQ; empty where there is none, or sizes differ."""
-    if label == "HQ" or "HQ" not in row or row[label].shape != row["HQ"].shape:
-        return ""
-    error = np.square(row[label].astype(np.float64) - row["HQ"]).mean()
-    return f"{10 * np.log10(255**2 / error):.2f} dB" if error else "equal to HQ"
+    with tempfile.TemporaryDirectory() as folder:
+        given, made = Path(folder) / "lq", Path(folder) / "restored"
+        for number in numbers:
+            (given / lq.paths[number]).parent.mkdir(parents=True, exist_ok=True)
+            (given / lq.paths[number]).symlink_to((lq.root / lq.paths[number]).resolve())
+        typed = [f"ckpt={weights}", f"input={given}", f"output={made}"]
+        with contextlib.redirect_stdout(None):  # how many went where is of no interest
+            if not restored(Typed.of(typed), typed):
+                raise ValueError(f"{weights} did not restore every image of {lq.root}")
+        images = ImageFolder(root=str(made))
+        return [read_image(images, stems(images)[str(Path(lq.paths[number]).with_suffix(""))]) for number in numbers]
 
 
 if __name__ == "__main__":

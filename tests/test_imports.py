@@ -34,7 +34,7 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
         {"train", "data.batch", "losses.weighted", "losses.frozen", "models.files", "models.diffusion"},
         {"lightning"},
     ),
-    "train.runs": ({"train", "train.tasks"}, HEAVY),
+    "train.runs": ({"train", "train.tasks", "data.images", "data.sheet"}, HEAVY),
     "train.jobs": ({"train", "train.tasks", "train.runs"}, HEAVY),
     "restoration": (
         {"models", "models.files", "models.diffusion", "data", "data.sources", "train", "train.jobs.config"},
@@ -45,7 +45,12 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
 }
 ROOMS = {room for room in MAY_IMPORT if "." not in room}
 INNER = MAY_IMPORT.keys() - ROOMS  # rooms within rooms, which a room's own files import only where the table says so
-COMMANDS = {"models.official": "models.files", "models.weights": "models.files", "train.stages": "train.jobs"}  # python -m NAME
+COMMANDS = {  # python -m NAME
+    "models.official": "models.files",
+    "models.weights": "models.files",
+    "train.stages": "train.jobs",
+    "restoration.sheet": "restoration.cli",
+}
 
 
 def modules() -> dict[str, Path]:

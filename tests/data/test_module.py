@@ -107,6 +107,8 @@ def test_validation_is_shared_out(folder, shade):
     assert validation() == [[0], [1], [2], [3]]
     assert validation(rank=0, world=2) == [[0], [2]]
     assert validation(rank=1, world=2) == [[1], [3]]
+    data = with_trainer(face_data(folder, shade), rank=1, world=2)
+    assert [Path(data.val_name(number)).name for number in range(2)] == ["img_5.png", "img_6.png"], "of two LQs each"
 
 
 def test_held_out_images_are_the_last_and_are_not_trained_on(folder, shade):

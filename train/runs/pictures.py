@@ -1,13 +1,15 @@
 """Pictures of a validation: samples/step_N.png in the run's folder, and in the loggers that show some."""
 
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
+import numpy as np
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
-from torchvision.utils import save_image
 
+from data.images import to_photo, to_tensor, write_png
+from data.sheet import own_size, sheet
 from train.tasks.task import RestorationTask
 
 PICTURE = "val/lq_restored_hq"  # its name in the loggers
@@ -25,6 +27,14 @@ class LogsPictures(Protocol):
         """picture: (3, h, w) in [0, 1]. step: the update after which it was made."""
 
 
+@runtime_checkable
+class NamesImages(Protocol):
+    """Data that can tell which file a validation sample is made of."""
+
+    def val_name(self, number: int) -> str:
+        """number: of the sample among those that this rank sees."""
+
+
 class Pictures(Callback):
     """Writes the pictures of each validation, before its row is logged."""
 
@@ -34,12 +44,15 @@ class Pictures(Callback):
 
 
 def write_pictures(trainer: L.Trainer, task: RestorationTask) -> None:
-    """samples/step_N.png (LQ | restored | HQ), and the same picture to each logger that shows some."""
-    if (strip := task.pictures()) is None:
+    """samples/step_N.png (LQ | restored | HQ, with names and PSNR), and the same picture to each logger that shows some."""
+    if not (rows := [[to_photo(image) for image in row] for row in task.pictures()]):
         return
+    data: Any = getattr(trainer, "datamodule", None)
+    names = [data.val_name(number) if isinstance(data, NamesImages) else "" for number in range(len(rows))]
+    picture = to_tensor(np.asarray(sheet(["LQ", "restored", "HQ"], rows, names, own_size(rows))))
     path = picture_path(Path(trainer.default_root_dir), trainer.global_step)
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_image(strip, path)
+    write_png(path, picture)
     for logger in trainer.loggers:
         if isinstance(logger, LogsPictures):
-            logger.log_picture(strip, trainer.global_step)
+            logger.log_picture(picture, trainer.global_step)

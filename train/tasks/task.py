@@ -277,9 +277,9 @@ class RestorationTask(L.LightningModule):
         self.log("step", float(self.validated_step))
         self.log_dict({f"val/{name}": value for name, value in values.items()})
 
-    def pictures(self) -> Tensor | None:
-        """(3, h, w) in [0, 1] for train/runs/pictures.py: rows LQ | restored | HQ; None where none are kept."""
-        return self.validation.strip()
+    def pictures(self) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """For train/runs/pictures.py: LQ, restored and HQ, each (3, h, w) in [0, 1], of the first validation samples."""
+        return self.validation.rows
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Logs the row. Lightning's own would go on with the last value of a term that this update does not have."""

@@ -20,7 +20,7 @@ class Validation(nn.Module):
 
     Args: lpips: makes the perceptual distance; where its backbone's weights are missing the metric is left out and
               `lpips_missing` says why.
-          pictures: how many images are kept as rows LQ | restored | HQ.
+          pictures: how many images are kept in `rows`: LQ, restored and HQ, each (3, h, w) in [0, 1].
           luma, border_px: PSNR and SSIM of the luma (`luma_of`), and without a border, as papers on super-resolution have
               them; False and 0: of RGB and of whole images.
     """
@@ -45,7 +45,7 @@ class Validation(nn.Module):
         self.metrics: dict[str, Metric] = {f"{name}{of}": self._metric(name) for name in self._names for of in ("", "_lq")}
         self._on_device = nn.ModuleDict(self.metrics)  # registered, so that they follow the task to its device
         self.pictures = pictures
-        self._rows: list[Tensor] = []
+        self.rows: list[tuple[Tensor, Tensor, Tensor]] = []
 
     @property
     def _names(self) -> list[str]:
@@ -58,7 +58,7 @@ class Validation(nn.Module):
         return StructuralSimilarityIndexMeasure(data_range=1.0) if name == "ssim" else MeanMetric()
 
     def reset(self) -> None:
-        self._rows = []
+        self.rows = []
         for metric in self.metrics.values():
             metric.reset()
 
@@ -79,8 +79,8 @@ class Validation(nn.Module):
             if self.lpips:
                 for one, target in zip(image.split(1), hq.split(1), strict=True):  # the mean weighs images, not batches
                     self.metrics[f"lpips{of}"].update(self.lpips(one, target))
-        rows = torch.cat([lq, restored, hq], dim=-1)
-        self._rows += rows[: self.pictures - len(self._rows)].cpu()
+        left = self.pictures - len(self.rows)
+        self.rows += zip(lq[:left].cpu(), restored[:left].cpu(), hq[:left].cpu(), strict=True)
 
     def _compared(self, image: Tensor) -> Tensor:
         """The part of an image that PSNR and SSIM see. Raises ValueError: less than SSIM's window is left."""
@@ -97,11 +97,6 @@ class Validation(nn.Module):
     def compute(self) -> dict[str, Tensor]:
         """Metric -> mean over all ranks: psnr, psnr_lq, ssim, ssim_lq and, where its weights are there, lpips, lpips_lq."""
         return {name: metric.compute() for name, metric in self.metrics.items()}
-
-    def strip(self) -> Tensor | None:
-        """(3, rows * h, 3 * w) in [0, 1]: LQ | restored | HQ, one row an image; only rows of the first row's size."""
-        same = [row for row in self._rows if row.shape == self._rows[0].shape]
-        return torch.cat(same, dim=-2) if same else None
 
 
 def check_scale(restored: Tensor, hq: Tensor) -> None:

@@ -69,7 +69,10 @@ def test_planted_faults_are_named(prepare, planted, tmp_path):
         (row,) = (row for row in found if row["path"] == path)
         assert float(row["figure"]) == pytest.approx(figure, abs={"off_centre": 4, "duplicate": 4}.get(kind, 1.5)), path
         assert f"{path}: {kind}: {row['reason']}" in text.splitlines()
-    assert "12 files, 11 with something wrong: 2 corrupt, 1 small, 1 grey, 1 enlarged, 2 duplicate, 1 no_face, 1 off_centre" in text
+    assert (
+        "12 files, 11 with something wrong: 2 corrupt, 1 small, 1 grey, 1 enlarged, 2 duplicate, 1 no_face, 1 off_centre"
+        in text
+    )
     assert "b/copy.png: duplicate: the same bytes as a.png" in text
     report = json.loads((out / "report.json").read_text())
     assert report["files"] == 12

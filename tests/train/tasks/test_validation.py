@@ -25,12 +25,11 @@ def test_means_over_images_by_hand() -> None:
     assert values["lpips"] == pytest.approx((0.01 + 0.1 + 0.001) / 3, rel=1e-4)
     assert values["lpips_lq"] == pytest.approx(0.1, rel=1e-4)
     assert values["ssim"] > values["ssim_lq"]
-    strip = validation.strip()
-    assert strip is not None
-    assert strip.shape == (3, 32, 48), "two rows of LQ | restored | HQ"
-    assert torch.allclose(strip[:, :16, 16:32], torch.tensor(0.51))
+    assert [[image.shape for image in row] for row in validation.rows] == [[(3, 16, 16)] * 3] * 2
+    for row, image in zip(validation.rows, restored, strict=False):
+        assert all(torch.equal(kept, given) for kept, given in zip(row, (lq[0], image, hq[0]), strict=True))
     validation.reset()
-    assert validation.strip() is None
+    assert validation.rows == []
 
 
 def test_a_smaller_lq_is_enlarged_and_luma_and_border_are_as_in_papers() -> None:
@@ -42,9 +41,7 @@ def test_a_smaller_lq_is_enlarged_and_luma_and_border_are_as_in_papers() -> None
     validation.update(restored=restored, lq=hq[..., ::4, ::4], hq=hq)
     error = (0.1 * 24.966 / 255) ** 2 * 16**2 / 24**2
     assert validation.compute()["psnr"].item() == pytest.approx(-10 * math.log10(error), rel=1e-4)
-    strip = validation.strip()
-    assert strip is not None
-    assert strip.shape == (3, 32, 96)
+    assert [image.shape for image in validation.rows[0]] == [(3, 32, 32)] * 3
     white = luma_of(torch.tensor([0.0, 1.0]).view(2, 1, 1, 1).expand(2, 3, 1, 1))
     assert white.flatten().tolist() == pytest.approx([16 / 255, 235 / 255], abs=1e-4)
 
