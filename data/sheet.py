@@ -25,10 +25,10 @@ def sheet(labels: Sequence[str], rows: Sequence[Sequence[np.ndarray]], names: Se
         top = LABEL_PX + number * height
         draw.text((2, top + 2), fitted(name, side * len(labels)), "black", font)
         hq = row[labels.index("HQ")] if "HQ" in labels else None
-        for column, photo in enumerate(row):
+        for column, (label, photo) in enumerate(zip(labels, row, strict=True)):
             left = column * (side + GAP_PX)
             page.paste(brought_to(photo, side), (left, top + LABEL_PX))
-            draw.text((left + 2, top + LABEL_PX + side + 2), psnr_words(photo, hq), "black", font)
+            draw.text((left + 2, top + LABEL_PX + side + 2), "" if label == "HQ" else psnr_words(photo, hq), "black", font)
     return page
 
 
@@ -52,8 +52,8 @@ def fitted(text: str, width: int) -> str:
 
 
 def psnr_words(photo: np.ndarray, hq: np.ndarray | None) -> str:
-    """PSNR of a picture; empty of HQ itself, without HQ, or where sizes differ."""
-    if hq is None or photo is hq or photo.shape != hq.shape:
+    """PSNR of a picture; empty without HQ, or where sizes differ."""
+    if hq is None or photo.shape != hq.shape:
         return ""
     error = np.square(photo.astype(np.float64) - hq).mean()
     return f"{10 * np.log10(255**2 / error):.2f} dB" if error else "equal to HQ"
