@@ -3,7 +3,7 @@
 import importlib.util
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -117,13 +117,13 @@ class Upright:
         self.onet = onet
 
     def __call__(self, photo: np.ndarray, face: Face) -> Face:
-        """The face with its landmarks read again; as it is where it looks less like a face upright."""
+        """The face with its landmarks read again. Where it looks less like a face upright they stay, and it is as uncertain."""
         points, spread_px = face.points, math.nan
         for _ in range(self.PASSES):
             upright = similarity(points, TEMPLATE)
             readings, sure = self._readings(warp(photo, upright, TEMPLATE_SIDE, "reflect"))
             if sure < 0.5:
-                return face
+                return replace(face, confidence=min(face.confidence, sure))
             mean = readings.mean(axis=0)
             spread_px = float(np.sqrt(((readings - mean) ** 2).sum(axis=2).mean()))
             points = affine(cv2.invertAffineTransform(upright), mean)

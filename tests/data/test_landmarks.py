@@ -6,7 +6,7 @@ import torch
 from skimage.transform import SimilarityTransform
 
 from data import landmarks
-from data.landmarks import GREY_RGB, TEMPLATE, affine, detector, reduced, share_outside, similarity, warp
+from data.landmarks import GREY_RGB, TEMPLATE, Face, Upright, affine, detector, reduced, share_outside, similarity, warp
 
 RNG = np.random.default_rng(0)
 
@@ -68,6 +68,19 @@ def test_reduced():
 def test_affine_undoes():
     points = TEMPLATE + np.array([7, -3])
     np.testing.assert_allclose(affine(similarity(points, TEMPLATE * 2), points), TEMPLATE * 2, atol=1e-9)
+
+
+@pytest.mark.parametrize(("sure", "confidence"), [(0.1, 0.1), (0.9, 0.87)])
+def test_what_looks_like_no_face_upright_is_as_uncertain(sure, confidence):
+    def onet(looks):
+        five = torch.tensor([0.3, 0.7, 0.5, 0.35, 0.65, 0.3, 0.3, 0.5, 0.7, 0.7])  # x, then y, in sides
+        return None, five.expand(len(looks), 10), torch.tensor([[1 - sure, sure]]).expand(len(looks), 2)
+
+    found = Face(np.array([0.0, 0, 99, 99]), TEMPLATE / 4, 0.87, np.nan)
+    read = Upright(onet)(np.zeros((128, 128, 3), dtype=np.uint8), found)
+    assert read.confidence == pytest.approx(confidence)
+    assert np.isnan(read.spread_px) == (sure < 0.5)
+    assert (read.points == found.points).all() == (sure < 0.5)
 
 
 def test_retinaface_says_what_is_missing(tmp_path, monkeypatch):

@@ -8,12 +8,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 from skimage.data import astronaut
 from torch import Tensor
 
 from data.images import to_tensor
 from data.landmarks import TEMPLATE, Face, RetinaMobile, similarity, warp
+from data.photographs import read_photograph
 from models.elan import ELAN
 from models.files.families import full_state
 from restoration.cli import main
@@ -187,6 +188,23 @@ def test_the_background_goes_through_its_own_pipeline(tmp_path: Path, restore: C
     assert (code, "background.ckpt is not set: give background.ckpt=PATH" in printed) == (1, True)
     code, printed = restore(faces, "background.ckpt=other.pth", "output=two")
     assert "background.ckpt does nothing with background=none: add background=NAME" in printed
+
+
+@torch.no_grad()
+def test_the_background_keeps_the_colours_of_a_profile(tmp_path: Path, restore: Cli) -> None:
+    """A profile in which red and blue change places: networks see sRGB, and what they make goes back."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    swapped = profile.replace(b"rXYZ", b"tXYZ").replace(b"bXYZ", b"rXYZ").replace(b"tXYZ", b"bXYZ")
+    path = tmp_path / "in" / "a.png"
+    Image.fromarray(astronaut()[:120, 100:260]).save(path, icc_profile=swapped)
+    photo = read_photograph(path.read_bytes(), "a.png")
+    assert np.abs(photo.srgb().astype(int) - photo.pixels[..., ::-1]).max() < 8
+    torch.save({"params": full_state(tiny_elan(1))}, tmp_path / "other.pth")
+    code, printed = restore("background=network", "background.ckpt=other.pth", table(tmp_path, ("a.png", TEMPLATE / 8)))
+    assert code == 0, printed
+    behind = tiny_elan(1)(to_tensor(photo.srgb())[None])[0].clamp(0, 1).permute(1, 2, 0).numpy() * 255
+    expected = photo.from_srgb(behind)
+    np.testing.assert_allclose(pixels(tmp_path / "out" / "a.png")[:, 70:].astype(float), expected[:, 70:], atol=0.51)
 
 
 @torch.no_grad()
