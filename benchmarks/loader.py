@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # a script finds its own 
 
 from train.jobs.cli import CONF
 from train.jobs.config import check
-from train.runs.building import build
+from train.trust import build
 
 WARM_UP_S = 3.0
 MOMENTS = (200, 1000, 2000)  # samples

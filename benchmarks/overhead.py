@@ -29,8 +29,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # a script finds its own 
 from data.order import PositionSampler
 from train.jobs.cli import CONF
 from train.jobs.config import check
-from train.runs.building import build, make_trainer, prepare_folder, quieten
+from train.runs.building import make_trainer, prepare_folder, quieten
 from train.tasks.task import RestorationTask
+from train.trust import build
 
 BLOCK = 50  # updates; a row is logged once in each
 WARM_UP = 5  # pairs of updates that are not timed

@@ -16,11 +16,13 @@ import cv2
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
-from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 from console import printing_never_fails
 from degradations.preview import contact_sheet
+from train.trust import build, variable
 
 CONF = Path(__file__).parent.parent / "conf"
 KEYS = {
@@ -41,6 +43,7 @@ def main(arguments: list[str]) -> None:
         return
     if not arguments or arguments[0] != "preview":
         raise ValueError(f"give a command\n\n{__doc__}")
+    OmegaConf.register_new_resolver("oc.env", variable, replace=True)
     options, overrides = parsed(arguments[1:])
     hq = read(options["image"])
     try:
@@ -49,9 +52,9 @@ def main(arguments: list[str]) -> None:
     except HydraException as error:
         raise ValueError(f"degradation={options['degradation']}: {str(error).strip()}") from error
     try:
-        degradation = instantiate(config.degradation, _convert_="all")
-    except HydraException as error:
-        raise ValueError(f"degradation={options['degradation']}: {error.__cause__ or error}") from error
+        degradation = build(OmegaConf.to_container(config.degradation, resolve=True))
+    except (OmegaConfBaseException, ImportError, TypeError, ValueError) as error:
+        raise ValueError(f"degradation={options['degradation']}: {error}") from error
     drawn = parameters_of(options) if options["parameters"] else drawn_by(degradation, options, hq)
     sheet = contact_sheet(hq, degradation, drawn, number(options, "tile", 16))
     out = Path(options["out"])

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin, g
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from train.conf import CONF, choices, comments, first_comment
+from train.conf import CONF, choices, comments, first_comment, refuse_shadows
 from train.errors import fail
 from train.signals import Interrupting, exit_code, stop_signal
+from train.trust import NotAllowed, build, named, variable
 
 if TYPE_CHECKING:
     from restoration.run import Settings
@@ -39,6 +39,7 @@ Values are taken as they are typed: quotes are for the shell alone."""
 def main() -> None:
     """Restores images; exit code 0 only where every one was restored."""
     arguments = sys.argv[1:]
+    OmegaConf.register_new_resolver("oc.env", variable, replace=True)
     with Interrupting():
         try:
             typed = Typed.of(arguments)
@@ -78,7 +79,7 @@ def restored(typed: "Typed", arguments: Sequence[str]) -> bool:
     recipe = chosen.recipe | {key: values[key] for key in ("quantize", "batch_size")}
     if values["faces"] == "aligned":
         return restore_folder(settings, chosen.stages, recipe, chosen.files)
-    how = PhotoSettings(**{key: built(value) for key, value in of_photos.items()})
+    how = PhotoSettings(**{key: build(value) for key, value in of_photos.items()})
     recipe |= {key: value for key, value in of_photos.items() if key not in ("keep_faces", "faces_from")}
     recipe |= {f"background.{key}": value for key, value in behind.recipe.items()}
     files = chosen.files | {f"background.{key}": value for key, value in behind.files.items()}
@@ -99,7 +100,7 @@ class Pipeline:
     def of(cls, typed: "Typed") -> "Pipeline":
         """Raises ValueError: mistakes in the command."""
         values, raw = checked(*configured(typed))
-        stages: dict[str, Stage] = {name: built(node) for name, node in values["pipeline"].items()}
+        stages: dict[str, Stage] = {name: build(node) for name, node in values["pipeline"].items()}
         refuse_idle(stages, raw["pipeline"], {key for key, _ in typed.pairs})
         return cls(values, stages, *recorded(values["pipeline"], raw["pipeline"], stages))
 
@@ -141,6 +142,7 @@ class Typed:
                 value = value if equals else next(rest, "")  # job: the part of the configuration that is ours
             elif key in ("--config-dir", "-cd"):
                 typed.folders = [Path(value if equals else next(rest, "")).expanduser().absolute()]
+                refuse_shadows(typed.folders[0])
             elif argument.startswith("-"):
                 raise ValueError(f"{argument}: there is no such option (python restore.py --help lists them)")
             elif equals and key in GROUPS:
@@ -217,7 +219,7 @@ def annotations(config: DictConfig) -> dict[str, Any]:
     """Dotted key -> annotation, of the keys of every pipeline, of the stages' arguments, and of the keys that these follow."""
     from restoration.photo import PhotoSettings
     from restoration.run import Settings
-    from train.jobs.config import plain, target_hints
+    from train.jobs.config import not_built, plain, target_hints
 
     found: dict[str, Any] = {}
     for settings in (Settings, PhotoSettings):
@@ -229,10 +231,9 @@ def annotations(config: DictConfig) -> dict[str, Any]:
         if not isinstance(node, dict) or "_target_" not in node:
             raise ValueError(f"{name} is no node that names a class: give it a _target_ (docs/restore.md)")
         try:
-            hints = target_hints(get_object(node["_target_"]))
-        except Exception as error:
-            why = " ".join(str(error).split())
-            raise ValueError(f"{name}._target_={node['_target_']!r} can't be imported: {why}") from error
+            hints = target_hints(named(node["_target_"]))
+        except (NotAllowed, ImportError) as error:
+            raise ValueError(f"{name}.{not_built(node['_target_'], error)}") from error
         for argument in dict.fromkeys([*node, *hints]):
             hint = hints.get(argument, Any)
             found[f"{name}.{argument}"] = hint
@@ -296,16 +297,6 @@ def checked(config: DictConfig, hints: Mapping[str, Any]) -> tuple[dict[str, Any
     if mistakes := list(of_keys()) or list(of_stages()):  # what is wrong with a key is wrong with all that follow it
         raise ConfigError("\n".join(dict.fromkeys(mistakes)))
     return resolved, raw
-
-
-def built(node: Any) -> Any:
-    """What a resolved node names, with the nodes within it. Not by Hydra, which would read ${x} in a file's name again."""
-    if isinstance(node, list):
-        return [built(each) for each in node]
-    if not isinstance(node, dict):
-        return node
-    values = {key: built(value) for key, value in node.items() if key != "_target_"}
-    return get_object(node["_target_"])(**values) if "_target_" in node else values
 
 
 def refuse_idle(stages: Mapping[str, "Stage"], raw: Mapping[str, Any], given: set[str]) -> None:

@@ -10,6 +10,7 @@ from tests.toy import draw_no_curves
 # pytest takes a process for each core. With -n 0 too, as sums over two threads round otherwise than the tolerances of tests of
 # two ranks allow. Torch reads it when it is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["FACEWRIGHT_TARGETS"] = "tests"  # configurations of tests name classes that lie beside them
 
 # A process takes a whole file at a time (--dist loadfile): the longest come first, so that none is left with one at the end.
 LONGEST = [

@@ -12,7 +12,7 @@ HEAVY = {"hydra", "lightning", "omegaconf"}
 # the longest name that its own begins with. A __main__.py is a command, and may know more than its room.
 MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "degradations": (set(), set()),
-    "degradations.__main__": ({"degradations"}, {"hydra"}),
+    "degradations.__main__": ({"degradations", "train"}, {"hydra", "omegaconf"}),
     "losses": (set(), set()),
     "models": (set(), set()),
     "models.diffusion": ({"models", "models.files"}, set()),

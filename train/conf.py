@@ -52,6 +52,15 @@ def choices_with(group: str, text: str) -> list[str]:
     return [file.stem for file in choices(group) if holds(file)]
 
 
+def refuse_shadows(folder: Path) -> None:
+    """Raises ValueError: there is no folder of that name (--config-dir), or it has a file that conf/ has, which would win."""
+    if not folder.is_dir():
+        raise ValueError(f"--config-dir {folder}: there is no such folder")
+    for file in sorted(folder.rglob("*.yaml")):
+        if (CONF / file.relative_to(folder)).exists():
+            raise ValueError(f"{file}: conf/ has {file.relative_to(folder)} too, and that is read: give yours another name")
+
+
 def first_comment(file: Path) -> str:
     """What --help says of a choice."""
     comments = (line[1:].strip() for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("#"))

@@ -17,8 +17,8 @@ from tests.toy import TINY_DATA, TINY_NETWORK, TINY_RUN, write_photographs
 from tests.train.tasks.test_code_prediction import AUTOENCODER, DISCRIMINATOR
 from train.jobs.cli import compose, register_resolvers
 from train.jobs.config import check
-from train.runs.building import build
 from train.runs.curves import read_rows
+from train.trust import build
 
 Cli = Callable[..., tuple[int, str]]
 CONF = Path(__file__).parents[2] / "conf"

@@ -26,7 +26,7 @@ from data.sources.opening import open_images
 from tests.data.conftest import textured
 from tests.data.samples import face_data
 from train.jobs.config import check, plain
-from train.runs.building import build
+from train.trust import build
 
 CONF = Path(__file__).parents[2] / "conf"
 NAMES = sorted(path.stem for path in (CONF / "data").glob("*.yaml"))

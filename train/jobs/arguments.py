@@ -4,8 +4,8 @@ import os
 import re
 import shlex
 import sys
-from argparse import ArgumentParser
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -13,25 +13,82 @@ from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from train.conf import CONF, groups
+from train.conf import CONF, groups, refuse_shadows
 from train.runs.rundir import RUNS, no_such, saved_config
 
 SEARCHED = "hydra.searchpath="
 
+# Of Hydra's options those that start no code that a configuration names; the second take a value.
+FLAGS = ("-m", "--multirun", "--resolve", "--version", "--hydra-help", "--info", "-i")
+OPTIONS = ("--cfg", "-c", "--package", "-p")
+PRINTING = {"--cfg", "-c", "--version", "--hydra-help", "--info", "-i"}  # those with which Hydra prints, and runs nothing
 
-def compose(overrides: list[str]) -> DictConfig:
+
+def compose(overrides: list[str], **options: bool) -> DictConfig:
     """The configuration that these arguments make, without a check."""
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return hydra.compose("train", overrides=overrides)
+        return hydra.compose("train", overrides=overrides, **options)
+
+
+def settled(arguments: list[str]) -> list[str]:
+    """The options of a command line, then its KEY=VALUE; the folder of --config-dir becomes one of these.
+
+    Raises: ValueError: an option that there is not, or no such folder, or it has a file that conf/ has.
+    """
+    options, overrides = [], []
+    rest = iter(arguments)
+    for argument in rest:
+        key, equals, value = argument.partition("=")
+        if key in ("--config-dir", "-cd"):
+            folder = Path(value if equals else next(rest, "")).absolute()
+            refuse_shadows(folder)
+            overrides.append(f"{SEARCHED}['file://{folder}']")
+        elif key in OPTIONS:
+            options.append(f"{key}={value if equals else next(rest, '')}")
+        elif key in FLAGS:
+            options.append(argument)
+        elif argument.startswith("-"):
+            raise ValueError(f"{argument}: there is no such option (python train.py --help lists what there is)")
+        else:
+            overrides.append(argument)
+    return [*options, *overrides]
 
 
 def overrides_of(arguments: list[str]) -> list[str]:
-    """The KEY=VALUE of a command line without its options; the folder of --config-dir becomes an override too."""
-    options = ArgumentParser(add_help=False, allow_abbrev=False)
-    options.add_argument("--config-dir", "-cd")
-    known, others = options.parse_known_args(arguments)
-    searched = [f"{SEARCHED}['file://{Path(known.config_dir).absolute()}']"] if known.config_dir else []
-    return searched + [argument for argument in others if not argument.startswith("-")]
+    """The KEY=VALUE of a command line that is settled."""
+    return [argument for argument in arguments if not argument.startswith("-")]
+
+
+def refuse_foreign_hydra(fixed: list[str], swept: list[Override]) -> None:
+    """Raises ValueError: a file of another folder than conf/ tells Hydra what to run, log or submit. What is typed may.
+
+    Args: fixed: KEY=VALUE that stand for one value each.     swept: the others.
+    """
+    if not any(each.startswith(SEARCHED) for each in fixed):
+        return
+    typed = [each for each in fixed if each.lstrip("+~").startswith("hydra") and not each.startswith(SEARCHED)]
+    groups_swept = [each for each in swept if "." not in each.key_or_group]
+    if unknown := [each.input_line for each in groups_swept if not each.is_choice_sweep()]:
+        raise ValueError(f"{unknown[0]}: with --config-dir name the choices, as in model=a,b")
+    choices = [f"{each.key_or_group}={choice}" for each in groups_swept for choice in each.sweep_string_iterator()]
+    ours = _what_hydra_runs(typed)
+    for choice in choices or [""]:
+        theirs = _what_hydra_runs([*fixed, *filter(None, [choice])])
+        if changed := [key for key in ours if ours[key] != theirs[key]]:
+            raise ValueError(
+                f"hydra.{changed[0]} is set by a file of --config-dir{f' ({choice})' if choice else ''}: what Hydra itself "
+                "does stands in conf/ or on the command line"
+            )
+
+
+def _what_hydra_runs(overrides: list[str]) -> dict[str, Any]:
+    node = compose(overrides, return_hydra_config=True).hydra
+    parts = ("callbacks", "hydra_logging", "job_logging", "launcher", "mode", "output_subdir", "run", "sweep", "sweeper")
+    found: dict[str, Any] = {}
+    for part in parts:
+        found[part] = OmegaConf.to_container(node[part]) if OmegaConf.is_config(node[part]) else node[part]
+    found["sweeper"].pop("params", None)  # what a search varies
+    return {**found, "job.env_set": OmegaConf.to_container(node.job.env_set), "job.chdir": node.job.chdir}
 
 
 def named_as_typed(argument: str) -> str:
@@ -90,7 +147,7 @@ def continued(arguments: list[str]) -> list[str]:
         if RUNS.absolute() not in folder.parents:
             raise ValueError(f"resume={resume} lies outside of {RUNS}/: give the run that goes on from it a name=…")
         lines.append(f"name='{folder.relative_to(RUNS.absolute())}'")
-    place = next(n for n, argument in enumerate(arguments) if "=" in argument and argument[0] != "-")  # they stand together
+    place = next(n for n, argument in enumerate(arguments) if "=" in argument and argument[0] != "-")
     return [*arguments[:place], *lines, *arguments[place:]]
 
 
@@ -112,7 +169,8 @@ def _arguments_of(folder: Path, resume: str) -> list[str]:
             f"resume={resume} is of a run whose config.yaml does not say what was typed: give that too, as in "
             f"python train.py model=NAME … resume={resume}"
         )
-    return [each for each in typed if each.partition("=")[0] not in ("resume", "preflight", "validate")]
+    attempts = re.compile(r"resume=|preflight=|validate=|[+~]*hydra(?!\.searchpath=)|-")  # no option, and nothing of Hydra's
+    return [each for each in typed if not attempts.match(each)]
 
 
 def _still_there(before: list[Override], given: list[Override]) -> list[str]:

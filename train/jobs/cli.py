@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError, safe_load
 
 from train.conf import CONF, choices, first_comment, groups, own_keys
 from train.errors import ERROR_FILE, fail, message_of
-from train.jobs.arguments import compose, continued, left_out, named_as_typed, overrides_of, quoting
+from train.jobs.arguments import PRINTING, compose, continued, left_out, named_as_typed, overrides_of, quoting, settled
+from train.trust import variable
 
 LISTED = (
     *("model", "experiment", "task", "loss", "adversary", "data", "degradation", "augmentation"),
@@ -40,10 +40,8 @@ def main() -> None:
     if {"--help", "-h"} & set(arguments):
         print(help_text())
         return
-    if {"--cfg", "-c"} & set(arguments):
-        sys.argv.append("--resolve")
     try:
-        sys.argv[1:] = arguments = continued([left_out(named_as_typed(argument)) for argument in sys.argv[1:]])
+        sys.argv[1:] = arguments = continued(settled([left_out(named_as_typed(argument)) for argument in arguments]))
     except ValueError as error:
         fail(str(error))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, not to Hydra's own printer
@@ -51,19 +49,24 @@ def main() -> None:
     launcher = any(argument.startswith("hydra/launcher=") for argument in arguments)
     if {"-m", "--multirun"} & set(arguments) or launcher:
         sweep(arguments)
-        return
-    with_hydra(train_composed)
+    elif given := PRINTING & {argument.partition("=")[0] for argument in arguments}:
+        sys.argv += ["--resolve"] if given & {"--cfg", "-c"} else []
+        with_hydra(hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(train_composed))
+    else:  # Hydra composes, and runs nothing that a configuration asks of it
+        with_hydra(lambda: train_composed(compose(overrides_of(arguments))))
 
 
 def register_resolvers() -> None:
     """What conf/ computes from the machine."""
     OmegaConf.register_new_resolver("best_precision", best_precision, replace=True)
+    OmegaConf.register_new_resolver("slurm_nodes", lambda: int(os.environ.get("SLURM_NNODES", "1")), replace=True)
     OmegaConf.register_new_resolver("slurm_tasks_per_node", slurm_tasks_per_node, replace=True)
+    OmegaConf.register_new_resolver("oc.env", variable, replace=True)
 
 
-def with_hydra(task: Callable[[DictConfig], Any]) -> None:
+def with_hydra(command: Callable[[], Any]) -> None:
     try:
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(task)()
+        command()
     except (HydraException, ValueError, YAMLError) as error:
         if os.environ.get("FACEWRIGHT_TRACEBACK"):
             raise
@@ -74,7 +77,7 @@ def train_composed(config: DictConfig) -> None:
     from train.jobs.config import ConfigError, check  # torch and Lightning load only now: --help and --cfg stay quick
 
     try:
-        checked = check(config, HydraConfig.get().overrides.task)
+        checked = check(config, [each for each in overrides_of(sys.argv[1:]) if not each.lstrip("+~").startswith("hydra")])
     except ConfigError as error:
         fail(str(error))
     train({**checked, "arguments": overrides_of(sys.argv[1:])})
@@ -92,10 +95,7 @@ def sweep(arguments: list[str]) -> None:
         planned = Sweep.plan(arguments, CONF)
     except (HydraException, ValueError) as error:
         fail(explain(error, [a for a in arguments if a.startswith("-") or not is_swept(a)]))
-    # Hydra's argparse takes overrides only where they stand together.
-    place = next((n for n, argument in enumerate(sys.argv) if n and "=" in argument and argument[0] != "-"), len(sys.argv))
-    sys.argv[place:place] = planned.settings
-    sys.argv.insert(1, "--multirun")
+    sys.argv[1:] = ["--multirun", *(each for each in arguments if each not in ("-m", "--multirun")), *planned.settings]
 
     def run_job(config: DictConfig) -> float | None:
         return planned.run(config)
@@ -104,7 +104,7 @@ def sweep(arguments: list[str]) -> None:
     ended: int | str | None = 0
     with Signals():
         try:
-            with_hydra(run_job)
+            with_hydra(hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")(run_job))
         except SystemExit as exit_:  # a job was interrupted, or there is nothing that Optuna could call the best
             ended = exit_.code
         failed = planned.report()

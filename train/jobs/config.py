@@ -11,13 +11,11 @@ This file imports nothing of a run, so that restoration/ may check its command b
 import difflib
 import inspect
 import json
-import logging
 import re
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, Protocol, get_type_hints, runtime_checkable
 
 from annotated_types import Ge, Gt, Interval
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import (
@@ -30,11 +28,9 @@ from pydantic import (
 
 from train.conf import choices, choices_with, groups, own_keys, whole_trainer
 from train.errors import not_given
-
-logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # get_object logs what it raises, and check reports that
+from train.trust import HYDRA_KEYS, NotAllowed, named
 
 Node = dict[str, Any]
-HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_"}
 
 NotEmpty = Annotated[str, StringConstraints(min_length=1)]
 
@@ -275,7 +271,7 @@ def not_ours(given: str) -> str:
 
 def _said_by_classes(config: Node) -> Iterator[str]:
     for node in config.values():
-        if _is_node(node) and isinstance(target := get_object(node["_target_"]), SaysMistakes):
+        if _is_node(node) and isinstance(target := named(node["_target_"]), SaysMistakes):
             yield from target.mistakes(config)
 
 
@@ -287,8 +283,8 @@ def _is_read(name: str, raw: Node) -> bool:
 
 def _task_hints(config: Node) -> dict[str, Any]:
     try:
-        return target_hints(get_object(config["task"]["_target_"]))
-    except Exception:  # it can't be imported, which is said where it stands
+        return target_hints(named(config["task"]["_target_"]))
+    except (NotAllowed, ImportError):  # which is said where it stands
         return {}
 
 
@@ -314,14 +310,9 @@ def _holds_node(value: Any) -> bool:
 def _check_node(path: str, node: Node, raw: Any, valid: list[str]) -> Iterator[str]:
     """A node with `_target_` against the signature of what it names. `raw` is the node before interpolation."""
     try:
-        target = get_object(node["_target_"])
-    except Exception as error:
-        package = node["_target_"].partition(".")[0]
-        if getattr(error.__cause__, "name", None) == package:
-            reason = f"there is no package {package} here: check its spelling, or install it (uv pip install {package})"
-        else:
-            reason = " ".join(str(error).splitlines())
-        yield f"{path}._target_={node['_target_']!r} can't be imported: {reason}"
+        target = named(node["_target_"])
+    except (NotAllowed, ImportError) as error:
+        yield f"{path}.{not_built(node['_target_'], error)}"
         return
     hints = target_hints(target)
     parameters = _parameters(node)
@@ -348,6 +339,12 @@ def _check_node(path: str, node: Node, raw: Any, valid: list[str]) -> Iterator[s
         for name in required:
             if name not in node:
                 yield f"{path}.{name} is missing: {node['_target_']} needs it"
+
+
+def not_built(target: Any, error: Exception) -> str:
+    """The sentence for a `_target_` that `named` does not give."""
+    verb = "is not built" if isinstance(error, NotAllowed) else "can't be imported"
+    return f"_target_={target!r} {verb}: {' '.join(str(error).split())}"
 
 
 def check_tree(path: str, value: Any, raw: Any, annotation: Any, valid: list[str]) -> Iterator[str]:
@@ -391,7 +388,7 @@ def _parameters(node: Any) -> dict[str, inspect.Parameter]:
     if not _is_node(node):
         return {}
     try:
-        parameters = inspect.signature(get_object(node["_target_"])).parameters
+        parameters = inspect.signature(named(node["_target_"])).parameters
     except (ImportError, ValueError, TypeError):
         return {}
     return {} if any(p.kind is p.VAR_KEYWORD for p in parameters.values()) else dict(parameters)

@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, open_dict
 
-from train.jobs.arguments import of_job
+from train.jobs.arguments import of_job, overrides_of, refuse_foreign_hydra
 from train.jobs.config import ConfigError, check, plain
 from train.jobs.launch import Failed, launch, ranks_here
 from train.jobs.results import Job, write_results
@@ -47,9 +47,10 @@ class Sweep:
 
         Raises: ValueError, HydraException: nothing to train, or what is wrong with the arguments.
         """
-        overrides = OverridesParser.create().parse_overrides([a for a in arguments if not a.startswith("-")])
+        overrides = OverridesParser.create().parse_overrides(overrides_of(arguments))
         varied = [each.get_key_element().lstrip("+") for each in overrides if each.is_sweep_override()]
         fixed = [each.input_line for each in overrides if not each.is_sweep_override() and each.input_line]
+        refuse_foreign_hydra(fixed, [each for each in overrides if each.is_sweep_override()])
         with hydra.initialize_config_dir(str(conf), version_base="1.3"):
             config = hydra.compose("train", overrides=fixed, return_hydra_config=True)
         keys = [*varied, *(config.hydra.sweeper.get("params") or {})]

@@ -1,6 +1,5 @@
 """From a checked configuration to what trains: the trainer, the task with its weights, the data, and the run's folder."""
 
-import inspect
 import logging
 import sys
 import warnings
@@ -9,8 +8,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import get_class, get_object, instantiate
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import OmegaConf
@@ -27,6 +24,7 @@ from train.runs.rundir import RUNS, saved_config, write_text
 from train.runs.times import StepTimes
 from train.tasks.start import load_start
 from train.tasks.task import RestorationTask
+from train.trust import build, named
 
 
 def recorded(config: dict[str, Any]) -> dict[str, Any]:
@@ -41,7 +39,7 @@ def batches_of_update(config: dict[str, Any]) -> int:
 
 
 def task_class(config: dict[str, Any]) -> type[RestorationTask]:
-    found: type[RestorationTask] = get_class(config["task"]["_target_"])
+    found: type[RestorationTask] = named(config["task"]["_target_"])
     return found
 
 
@@ -94,31 +92,6 @@ def make_data(config: dict[str, Any]) -> L.LightningDataModule:
             warnings.simplefilter("ignore")
         data: L.LightningDataModule = build(config["data"])
         return data
-
-
-def build(node: dict[str, Any]) -> Any:
-    """The object that a node with `_target_` describes. What its constructor raises comes through unwrapped.
-
-    A key that a class does not take has done its work: others follow it (conf/data/ffhq.yaml), or the task reads it
-    (conf/task/regression.yaml). train/jobs/config.py refuses every other key.
-    """
-    try:
-        return instantiate(OmegaConf.create(_taken(node)), _convert_="all")
-    except InstantiationException as error:
-        raise error.__cause__ or error from None
-
-
-def _taken(node: Any) -> Any:
-    """A node with the keys alone that classes in it take."""
-    if isinstance(node, list):
-        return [_taken(child) for child in node]
-    if not isinstance(node, dict):
-        return node
-    children = {key: _taken(child) for key, child in node.items()}
-    parameters = inspect.signature(get_object(node["_target_"])).parameters if "_target_" in node else {}
-    if not parameters or any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
-        return children
-    return {key: child for key, child in children.items() if key in parameters or key.startswith("_")}
 
 
 def make_trainer(config: dict[str, Any]) -> L.Trainer:

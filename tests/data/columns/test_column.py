@@ -13,8 +13,8 @@ from data.reading import Picture
 from data.sources.files import ImageFolder
 from tests.data.samples import training_faces
 from train.jobs.config import ConfigError, check
-from train.runs.building import build
 from train.tasks.regression import RegressionTask
+from train.trust import build
 
 CONF = Path(__file__).parents[3] / "conf"
 

@@ -18,8 +18,8 @@ from losses.weighted import Loss
 from tests.data.samples import training_faces
 from tests.toy import TINY_NETWORK, TINY_RUN
 from train.jobs.config import plain
-from train.runs.building import build
 from train.runs.curves import read_rows
+from train.trust import build
 
 ROOT = Path(__file__).parents[3]
 WORDS = {"P": "Positive", "S": "Similar", "N": "Negative"}

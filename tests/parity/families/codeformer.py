@@ -21,8 +21,8 @@ from tests.parity.gan import codeformer_adversarial_losses, given, gradient
 from tests.parity.networks import load
 from tests.parity.runners import Kind, refers
 from train.jobs.cli import compose
-from train.runs.building import build
 from train.tasks.codebook import perplexity
+from train.trust import build
 
 Outputs = dict[str, Tensor]
 

@@ -26,12 +26,13 @@ from tests.parity.gan import arcface_of, given, gradient, vgg_filled
 from tests.parity.runners import Kind, refers
 from train.jobs.cli import compose
 from train.jobs.config import plain
-from train.runs.building import build, quieten
+from train.runs.building import quieten
 from train.tasks.adversarial import AdversarialTask
 from train.tasks.calling import outputs
 from train.tasks.discriminators import Adversary
 from train.tasks.state import resume_at
 from train.tasks.validation import Validation
+from train.trust import build
 
 Outputs = dict[str, Tensor]
 

@@ -70,6 +70,7 @@ def toy(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
     monkeypatch.syspath_prepend(tmp_path / "family")
+    monkeypatch.setenv("FACEWRIGHT_TARGETS", "toyfamily")
     faces = write_photographs(tmp_path / "faces", count=4)
     own = ["--config-dir", str(tmp_path / "family" / "conf"), f"data.root={faces}", "data.val_images=1"]
     tiny = [*TINY_NETWORK, *TINY_DATA[:2], *TINY_DATA[3:], *TINY_RUN, "validation.lpips=null", "logger=csv", "trainer=cpu"]

@@ -16,11 +16,11 @@ from tests.train.runs.kills import Attempt, differences, explain, kill_and_finis
 from tests.train.runs.victim import Moment
 from train.jobs import stages
 from train.jobs.cli import compose
-from train.runs.building import build
 from train.runs.curves import read_rows
 from train.tasks.calling import check_arguments
 from train.tasks.code_prediction import CodePrediction, CodePredictionTask, Phase
 from train.tasks.codebook import CodebookUse, perplexity
+from train.trust import build
 
 Command = Callable[..., tuple[int, str]]
 

@@ -34,11 +34,11 @@ from tests.train.runs.kills import Attempt, differences, explain, kill_and_finis
 from tests.train.runs.victim import Moment
 from train.jobs.cli import compose
 from train.jobs.config import check
-from train.runs.building import build
 from train.runs.curves import read_rows
 from train.tasks.control import ControlTask
 from train.tasks.diffusion import Diffusion
 from train.tasks.draws import SampleDraws
+from train.trust import build
 
 Command = Callable[..., tuple[int, str]]
 
