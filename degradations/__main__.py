@@ -20,8 +20,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
-from console import printing_never_fails
 from degradations.preview import contact_sheet
+from train.console import printing_never_fails
 from train.trust import build, variable
 
 CONF = Path(__file__).parent.parent / "conf"

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from console import printing_never_fails
 from data.reading import read_image
 from data.sheet import sheet
 from data.sources.files import ImageFolder
 from data.sources.shown import first_few, printable
+from train.console import printing_never_fails
 
 USAGE = """python -m restoration.sheet [lq=DIR] A B … [hq=DIR] output=FILE.png [rows=N] [side=PIXELS]
 
@@ -24,7 +24,6 @@ KEYS = ("lq", "hq", "output", "rows", "side")
 
 def main() -> None:
     """Exit code 0, or 1 after an error."""
-    printing_never_fails()
     arguments = sys.argv[1:]
     if not arguments or {"--help", "-h"} & set(arguments):
         print(USAGE)
@@ -118,4 +117,5 @@ def restored_by(weights: str, lq: ImageFolder, numbers: list[int]) -> list[np.nd
 
 
 if __name__ == "__main__":
+    printing_never_fails()
     main()

@@ -16,8 +16,7 @@ def test_each_guide_works_as_written(tmp_path: Path) -> None:
     assert [path.split("/")[0] for path, _ in files] == ["models", "conf", "conf", "losses", "conf", "conf", "conf"]
     for folder in ("conf", "data", "degradations", "losses", "models", "restoration", "train"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    for script in ("train.py", "console.py"):
-        shutil.copy(ROOT / script, tmp_path)
+    shutil.copy(ROOT / "train.py", tmp_path)
     for path, content in files:
         assert not (tmp_path / path).exists(), f"{path} exists: the guide must add files, not replace them"
         (tmp_path / path).write_text(content)

@@ -2,9 +2,9 @@
 
 import sys
 
-from console import printing_never_fails
 from data.prepare import align, check, codes, components, filtering, latents, pack, resize
 from data.prepare.jobs.arguments import Command, main
+from train.console import printing_never_fails
 
 
 def codebook_networks() -> codes.Networks:

@@ -13,9 +13,9 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from console import printing_never_fails
 from models.diffusion.schedule import TIMESTEPS
 from models.diffusion.stable_diffusion import StableDiffusion
+from train.console import printing_never_fails
 
 UNET_CONFIG: dict[str, Any] = {
     "in_channels": 4,

@@ -86,10 +86,15 @@ def quieten() -> None:
 
 
 def make_data(config: dict[str, Any]) -> L.LightningDataModule:
-    """The data. What looking for its files warns of is the same on all ranks, so rank 0 says it for all."""
+    """The data. What looking for its files warns of is the same on all ranks, so rank 0 says it for all.
+
+    Fewer data workers than a recipe has are news to nobody who did not ask for them.
+    """
     with warnings.catch_warnings():
         if ranks.rank():
             warnings.simplefilter("ignore")
+        if not any(each.lstrip("+").startswith("data.num_workers=") for each in config.get("arguments", [])):
+            warnings.filterwarnings("ignore", "data.num_workers=")
         data: L.LightningDataModule = build(config["data"])
         return data
 

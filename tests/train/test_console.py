@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from console import Unheeded, printing_never_fails
 from tests import warm
 from tests.test_imports import MODULES
 from tests.toy import ROOT, TINY_DATA, TINY_NETWORK, TINY_RUN
+from train.console import Unheeded, printing_never_fails
 
 ASCII = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}  # else Python makes UTF-8 of it
 COMMANDS = [
     *("train.py", "restore.py", "train/stages.py", "data/prepare/__main__.py", "degradations/__main__.py"),
-    *("models/official.py", "models/weights.py", "models/diffusion/tiny.py"),
+    *("models/official.py", "models/weights.py", "models/diffusion/tiny.py", "restoration/sheet.py"),
 ]
 
 

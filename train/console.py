@@ -1,4 +1,4 @@
-"""What every command does before its first word, so that no word of it can end it. The scripts call it, nothing else does."""
+"""What every command does before its first word, so that no word of it can end it. The commands call it, nothing else does."""
 
 import errno
 import io
