@@ -72,6 +72,6 @@ def low(identities: Sequence[float], sets: Sequence[str], edition: int) -> list[
     return [i for i, (cosine, name) in enumerate(zip(identities, sets, strict=True)) if cosine < thresholds[name]]
 
 
-def is_valid(low_images: Sequence[int]) -> bool:
+def is_valid(low_images: Sequence[object]) -> bool:
     """Whether an entry passes the identity gate."""
     return len(low_images) <= MOST_LOW

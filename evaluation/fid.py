@@ -6,6 +6,7 @@ resized to 299 x 299 by bilinear interpolation without antialiasing, in [-1, 1].
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -84,8 +85,8 @@ class Inception(nn.Module):
         return self.network(resized)[0].flatten(1)
 
 
-def _of_numpy() -> list[object]:
+def _of_numpy() -> list[Any]:
     """What a pickled array is made of."""
-    core = np._core.multiarray if hasattr(np, "_core") else np.core.multiarray
+    core: Any = np._core.multiarray  # type: ignore[attr-defined]
     kinds = [type(np.dtype(kind)) for kind in ("float32", "float64", "int64")]
     return [np.ndarray, np.dtype, core._reconstruct, core.scalar, *kinds]

@@ -13,9 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.landmarks import POINTS, similarity
+from data.landmarks import POINTS, TEMPLATE, similarity
 from models.adaface import AdaFace
-from models.files import official
 
 SIDE_PX = 512  # of every image that the landmarks are for
 FACE_PX = 112
@@ -28,6 +27,7 @@ ARCFACE = np.array(  # left eye, right eye, nose, corners of the mouth in a crop
         [70.72990036, 92.20410156],
     ]
 )
+FFHQ = TEMPLATE  # where aligned faces have them, in pixels of 512 x 512
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,10 @@ def crop(image_u8: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
 
 
 class Embedder:
-    """AdaFace's unit vectors of faces. weights: adaface_ir50_ms1mv2.ckpt, or another of its files."""
+    """AdaFace's unit vectors of faces."""
 
-    def __init__(self, weights: Path, device: torch.device) -> None:
-        network = official.build(weights)
-        if not isinstance(network, AdaFace):
-            raise ValueError(f"{weights} holds {type(network).__name__}: give AdaFace's file")
-        self.network, self.device = network.to(device), device
+    def __init__(self, network: AdaFace, device: torch.device) -> None:
+        self.network, self.device = network.to(device).eval(), device
 
     @torch.no_grad()
     def __call__(self, faces_u8: np.ndarray) -> Tensor:

@@ -129,7 +129,7 @@ class Typed:
     prefix: str = ""  # of these keys as a user types them
 
     @classmethod
-    def of(cls, arguments: Sequence[str]) -> "Typed":
+    def of(cls, arguments: Sequence[str], groups: Sequence[str] = GROUPS) -> "Typed":
         """Raises ValueError: an option that there is not."""
         typed = cls()
         rest = iter(arguments)
@@ -145,7 +145,7 @@ class Typed:
                 refuse_shadows(typed.folders[0])
             elif argument.startswith("-"):
                 raise ValueError(f"{argument}: there is no such option (python restore.py --help lists them)")
-            elif equals and key in GROUPS:
+            elif equals and key in groups:
                 typed.groups.append(argument)
             elif equals and key.startswith("background."):
                 typed.behind.append((key.removeprefix("background."), value))

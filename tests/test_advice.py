@@ -28,6 +28,7 @@ VERBS = {
     "train.stages": {file.stem for file in choices("stages")},
     "degradations": {"preview"},
     "models.diffusion.tiny": set(),
+    "restoration.sheet": set(),
 }
 
 

@@ -40,7 +40,11 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
         {"models", "models.files", "models.diffusion", "data", "data.sources", "train", "train.jobs.config"},
         set(),
     ),
-    "evaluation": ({"models", "models.files", "data", "data.sources", "train.jobs.config"}, set()),
+    "evaluation": ({"models", "models.files", "losses", "data", "data.sources"}, set()),
+    "evaluation.cli": (
+        {"evaluation", "models.files", "data", "data.sources", "restoration.cli", "train", "train.jobs.config"},
+        {"hydra", "omegaconf"},
+    ),
     "restoration.cli": ({"restoration", "train", "train.jobs.config"}, {"hydra", "omegaconf"}),
 }
 ROOMS = {room for room in MAY_IMPORT if "." not in room}

@@ -16,13 +16,13 @@ from train.console import Unheeded, printing_never_fails
 
 ASCII = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}  # else Python makes UTF-8 of it
 COMMANDS = [
-    *("train.py", "restore.py", "train/stages.py", "data/prepare/__main__.py", "degradations/__main__.py"),
+    *("train.py", "restore.py", "evaluate.py", "train/stages.py", "data/prepare/__main__.py", "degradations/__main__.py"),
     *("models/official.py", "models/weights.py", "models/diffusion/tiny.py", "restoration/sheet.py"),
 ]
 
 
 def test_every_script_begins_with_it() -> None:
-    ours = [ROOT / "train.py", ROOT / "restore.py", *MODULES.values()]
+    ours = [ROOT / "train.py", ROOT / "restore.py", ROOT / "evaluate.py", *MODULES.values()]
     scripts = {file: file.read_text(encoding="utf-8").partition('if __name__ == "__main__":\n')[2] for file in ours}
     found = {str(file.relative_to(ROOT)): text for file, text in scripts.items() if text}
     assert sorted(found) == sorted(COMMANDS)

@@ -87,8 +87,8 @@ def write(network: RRDBNet) -> dict[str, Any]:
     }
     if not readable[network.form]:
         raise CheckpointError(
-            f"network.scale={network.scale} with network.unshuffle={network.unshuffle} has no official form that is "
-            f"network.form={network.form}: use --format safetensors"
+            f"scale={network.scale} with unshuffle={network.unshuffle} has no official file of form={network.form}: "
+            "use --format safetensors"
         )
     named = namer(network, network.form)
     state = {named(key): value for key, value in state_of(network).items()}

@@ -20,6 +20,7 @@ from tests.parity import fill
 from tests.parity.cases import Case
 from tests.parity.runners import Kind, refers
 
+KEPT = 6  # cases in tests/golden
 NAMES = {"NIQE": "niqe", "CLIP_IQA": "clipiqa", "MANIQA": "maniqa", "MUSIQ": "musiq", "QALIGN": "qalign", "ID_Sim": "identity"}
 
 
@@ -133,7 +134,7 @@ def qualities(case: Case) -> dict[str, float]:
     return {name: niqe(images[name]) for name in case.facts["cases"]}
 
 
-KEPT = 0  # cases in tests/golden: each is the organisers', and stays outside
+KEPT = 6  # cases in tests/golden: each is the organisers', and stays outside
 KINDS = [
     Kind(tells=lambda case: "images" in case.facts.get("input", {}), run=aggregate, check=check_aggregate),
     Kind(tells=refers(r"face_alignment/inference\.py"), run=gated, check=check_gate),
