@@ -18,6 +18,7 @@ from PIL import Image, ImageCms, ImageOps
 from torch import Tensor
 
 from data.sources.listing import FORMATS
+from data.writing import replacing
 
 READ_ERRORS = (  # what Pillow's readers raise on damaged files
     *(OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError),
@@ -272,10 +273,5 @@ def to_photo(image: Tensor) -> np.ndarray:
 
 def write_png(path: str | Path, image: Tensor) -> None:
     """Write (3, h, w) in about [0, 1] as 8-bit PNG, clamped and rounded; a reader never sees half a file."""
-    path = Path(path)
-    partial = path.with_name(f".{os.getpid()}.partial")  # shorter than a name may be, whatever path's own
-    try:
-        Image.fromarray(to_photo(image)).save(partial, format="PNG")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(Path(path)) as file:
+        Image.fromarray(to_photo(image)).save(file, format="PNG")

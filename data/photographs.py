@@ -1,7 +1,6 @@
 """Whole photographs at their own depth: 8 or 16 bits, with transparency, colour profile and EXIF, read and written again."""
 
 import io
-import os
 import struct
 import zlib
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageCms
 
 from data.images import PNG_START, READ_ERRORS, UnreadableImage, decode, opened
+from data.writing import replacing
 
 Format = Literal["png", "jpg", "webp"]
 ORIENTATION = 0x0112  # of EXIF
@@ -79,19 +79,15 @@ def write_photograph(path: Path, photo: Photograph, form: Format) -> None:
     """
     if form == "jpg" and photo.alpha is not None:
         raise ValueError(f"{path.name} has transparency, which JPEG can't hold: give format=png or format=webp")
-    partial = path.with_name(f".{os.getpid()}.partial")
-    try:
+    with replacing(path) as file:
         if form == "png" and photo.pixels.dtype == np.uint16:
-            partial.write_bytes(_deep_png(photo))
+            file.write(_deep_png(photo))
         else:
             pixels = _eight_bits(photo.pixels if photo.alpha is None else np.dstack([photo.pixels, photo.alpha]))
             kind = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}[form]
             more: dict[str, Any] = {} if form == "png" else {"quality": QUALITY}
             more |= {} if photo.exif is None else {"exif": photo.exif}
-            Image.fromarray(pixels).save(partial, format=kind, icc_profile=photo.icc, **more)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+            Image.fromarray(pixels).save(file, format=kind, icc_profile=photo.icc, **more)
 
 
 def _eight_bits(pixels: np.ndarray) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 import errno
 import gc
-import os
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from tqdm import tqdm
 from data.images import to_tensor, write_png
 from data.reading import read_image
 from data.sources.files import Files
+from data.writing import replacing
 from restoration.stage import Restore, Stage, is_terminal
 
 SAID_EVERY_S = 30.0  # a line of progress where nobody watches a bar
@@ -138,13 +138,8 @@ class Chain:
         if self.rounded:
             image = (image.clamp(0, 1) * 255).round() / 255
         with writing(path):
-            partial = path.with_name(f".{os.getpid()}.partial")
-            try:
-                with partial.open("wb") as file:
-                    np.save(file, image.numpy())
-                os.replace(partial, path)
-            finally:
-                partial.unlink(missing_ok=True)
+            with replacing(path) as file:
+                np.save(file, image.numpy())
             if stage in self.kept:
                 write_png(path.with_suffix(".png"), image)
 

@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from data.landmarks import POINTS, Face
 from data.sources.files import first_few
 from data.sources.shown import in_cell, of_cell
+from data.writing import write_bytes
 
 BOX = ("left", "top", "right", "bottom")
 LANDMARKS = tuple(f"{point}_{axis}" for point in POINTS for axis in "xy")
@@ -48,7 +48,7 @@ class Placed:
 def write(path: Path, faces: Sequence[Placed]) -> None:
     """The faces of one photograph."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps([asdict(face) for face in faces]), encoding="utf-8")
+    write_bytes(path, json.dumps([asdict(face) for face in faces]).encode())
 
 
 def write_table(folder: Path, table: Path) -> None:
@@ -60,9 +60,7 @@ def write_table(folder: Path, table: Path) -> None:
         name = path.relative_to(folder).as_posix().removesuffix(".json")
         for number, face in enumerate(json.loads(path.read_text(encoding="utf-8"))):
             writer.writerow(_row(name, number, Placed(**face)))
-    partial = table.with_name(f".{table.name}.{os.getpid()}")
-    partial.write_text(text.getvalue(), encoding="utf-8", errors="surrogateescape")
-    os.replace(partial, table)
+    write_bytes(table, text.getvalue().encode("utf-8", "surrogateescape"))
 
 
 def read_table(table: Path, photographs: Sequence[str]) -> dict[str, list[Placed]]:

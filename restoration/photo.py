@@ -20,6 +20,7 @@ from data.landmarks import TEMPLATE, TEMPLATE_SIDE, Detector, Face, scale_of, si
 from data.photographs import Format, Photograph, read_photograph, write_photograph
 from data.sources.files import Files
 from data.sources.shown import printable
+from data.writing import replacing, write_bytes
 from restoration import faces
 from restoration.chain import Chain, writing
 from restoration.faces import Placed
@@ -87,7 +88,7 @@ class Photographs:
                     crop = self._crop(image, each)
                     target = self.work / "crops" / crop_name(path, number)
                     with writing(target):
-                        target.write_bytes(cv2.imencode(".png", cv2.cvtColor(crop, cv2.COLOR_RGB2BGR))[1].tobytes())
+                        write_bytes(target, cv2.imencode(".png", cv2.cvtColor(crop, cv2.COLOR_RGB2BGR))[1].tobytes())
             faces.write(self.work / "faces" / f"{path}.json", self.placed[i])
 
     def restore(self) -> None:
@@ -296,11 +297,8 @@ def crop_name(path: str, number: int) -> str:
 
 def save(path: Path, image: Tensor) -> None:
     """(3, h, w) float32, whole or not at all."""
-    with writing(path):
-        partial = path.with_name(f".{os.getpid()}.partial")
-        with partial.open("wb") as file:
-            np.save(file, image.numpy())
-        os.replace(partial, path)
+    with writing(path), replacing(path) as file:
+        np.save(file, image.numpy())
 
 
 def loaded(path: Path) -> np.ndarray:

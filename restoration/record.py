@@ -2,11 +2,12 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from data.writing import write_bytes
 
 NAME = "restore.json"
 Weights = dict[str, dict[str, dict[str, Any]]]  # key of the command -> path of a file -> sha256, bytes and mtime_ns
@@ -40,9 +41,7 @@ class Record:
     def write(self) -> None:
         """In one step: another process never reads half of it."""
         content = {"settings": self.settings, "weights": self.weights, "input": self.input}
-        partial = self.folder / f".{NAME}.{os.getpid()}"
-        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, self.folder / NAME)
+        write_bytes(self.folder / NAME, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def read(folder: Path) -> Record | None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from data.images import READ_ERRORS, upright_size, write_png
 from data.sources.files import Files, ImageFolder
 from data.sources.shown import printable
+from data.writing import refuse_links_out
 from restoration import record
 from restoration.chain import Batch, Chain, writing
 from restoration.record import Record
@@ -178,6 +179,7 @@ def outputs_of(source: Files, settings: Settings, suffix: str = ".png") -> list[
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"output={settings.output} can't be made a folder ({error.strerror}): give another") from error
+    refuse_links_out(folder)
     return targets
 
 

@@ -31,11 +31,11 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "data.prepare.jobs": ({"data", "data.sources"}, set()),
     "train": (set(), {"lightning"}),  # the ground floor: train/*.py
     "train.tasks": (
-        {"train", "data.batch", "losses.weighted", "losses.frozen", "models.files", "models.diffusion"},
+        {"train", "data.batch", "data.writing", "losses.weighted", "losses.frozen", "models.files", "models.diffusion"},
         {"lightning"},
     ),
-    "train.runs": ({"train", "train.tasks", "data.images", "data.sheet"}, HEAVY),
-    "train.jobs": ({"train", "train.tasks", "train.runs"}, HEAVY),
+    "train.runs": ({"train", "train.tasks", "data.images", "data.sheet", "data.writing"}, HEAVY),
+    "train.jobs": ({"train", "train.tasks", "train.runs", "data.writing"}, HEAVY),
     "restoration": (
         {"models", "models.files", "models.diffusion", "data", "data.sources", "train", "train.jobs.config"},
         set(),

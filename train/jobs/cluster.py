@@ -17,6 +17,7 @@ from omegaconf import DictConfig, open_dict
 from pydantic.dataclasses import dataclass
 from submitit.core.utils import FailedJobError
 
+from data.writing import refuse_links_out
 from train.jobs import cli
 from train.jobs.config import ConfigError, plain
 from train.jobs.results import Job
@@ -90,7 +91,7 @@ def run_jobs(
         try:
             _check_settled(raw)
             submitted[_submitted_before(job) or _submit(job, resources)] = job
-        except (ConfigError, OSError, RuntimeError, subprocess.CalledProcessError, FailedJobError) as error:
+        except (ValueError, OSError, RuntimeError, subprocess.CalledProcessError, FailedJobError) as error:
             job.error = f"not submitted: {error}"
     _wait(submitted, resources.poll_s)
     for number, job in submitted.items():
@@ -117,6 +118,7 @@ def _folder(job: Job) -> Path:
 
 
 def _submit(job: Job, resources: Resources) -> str:
+    refuse_links_out(_folder(job))
     executor = submitit.SlurmExecutor(folder=_folder(job))
     executor.update_parameters(**resources.sbatch(job.config))
     number = executor.submit(slurm_task, job.config).job_id

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from data.writing import replacing
 from train.runs.rundir import write_text
 
 
@@ -99,5 +100,6 @@ def draw(jobs: list[Job], path: Path) -> None:
             axis.set_xlim(min(scores) - margin, max(scores) + margin)
     if jobs:
         axis.set_title(f"val/{jobs[0].config['checkpoint']['monitor']} at the last update")
-    figure.savefig(path, dpi=100)
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=100)
     plt.close(figure)

@@ -155,6 +155,8 @@ def prepare_folder(config: dict[str, Any], directory: Path, trainer: L.Trainer, 
           begins: whether the run does, from the start or from another run's checkpoint.
     """
     directory.mkdir(parents=True, exist_ok=True)
+    for stray in directory.glob(".*.tmp"):
+        stray.unlink()  # an attempt was killed while it wrote
     file = directory / "config.yaml"
     if begins and file.exists() and differing_keys(saved_config(directory), config):
         for name in ("wandb_id", "wandb_sent"):  # an attempt of another configuration failed before its first checkpoint

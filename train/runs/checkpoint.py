@@ -13,6 +13,7 @@ from annotated_types import Ge, Gt
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Callback
 
+from data.writing import replacing
 from train import ranks
 from train.runs.nonfinite import Diverged
 from train.runs.rundir import set_aside, write_text
@@ -134,7 +135,7 @@ def step_of(path: Path) -> int:
 
 def link(path: Path, name: str) -> None:
     """Makes `name` beside path a hard link to it. At any moment the name stands for one whole file."""
-    target, temporary = path.with_name(name), path.with_name(f"{name}.tmp")
+    target, temporary = path.with_name(name), path.with_name(f".{name}.tmp")
     if target.exists() and target.samefile(path):
         return  # a rename between two names of one file would leave both
     temporary.unlink(missing_ok=True)
@@ -181,21 +182,16 @@ class AtomicFiles(CheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         """Raises OSError when the disk doesn't take it; the checkpoints before it are untouched."""
         path = Path(path)
-        temporary = path.with_suffix(".tmp")
         path.parent.mkdir(parents=True, exist_ok=True)
         hashed = None
         try:
-            with temporary.open("wb") as file:
+            with replacing(path, synced=True) as file:
                 hashed = _Hashed(file)
                 torch.save(checkpoint, cast(IO[bytes], hashed))
-                file.flush()
-                os.fsync(file.fileno())
-            path.unlink(missing_ok=True)  # an update that is saved again: the old file must not stand beside the new checksum
-            write_text(checksum_file(path), f"{hashed.sha256.hexdigest()}  {path.name}\n")
-            os.replace(temporary, path)
+                path.unlink(missing_ok=True)  # saved again: the old file must not stand beside the new checksum
+                write_text(checksum_file(path), f"{hashed.sha256.hexdigest()}  {path.name}\n")
             _sync(path.parent)
         except (OSError, RuntimeError) as error:
-            temporary.unlink(missing_ok=True)
             reason = (hashed and hashed.error) or error
             if not isinstance(reason, OSError):
                 raise

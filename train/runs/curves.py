@@ -8,6 +8,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from data.writing import replacing
+
 
 def draw_curves(directory: Path) -> Path | None:
     """curves.png from metrics.csv: the loss, and PSNR and SSIM of the restored image against LQ, by generator update."""
@@ -32,7 +34,8 @@ def draw_curves(directory: Path) -> Path | None:
         axis.legend()
     for axis in axes:
         axis.grid(alpha=0.3)
-    figure.savefig(directory / "curves.png", dpi=100)
+    with replacing(directory / "curves.png") as file:
+        figure.savefig(file, format="png", dpi=100)
     plt.close(figure)
     return directory / "curves.png"
 

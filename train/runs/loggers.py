@@ -18,9 +18,10 @@ from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from data.writing import open_own, write_bytes
 from train.runs.curves import draw_curves, read_columns, read_rows
 from train.runs.pictures import PICTURE, picture_path
-from train.runs.rundir import write_bytes, write_text
+from train.runs.rundir import write_text
 
 
 class LogsOnce:
@@ -65,7 +66,7 @@ class CsvLogger(LogsOnce, Logger):
             self._rewrite(read_rows(self.path))
         line = io.StringIO(newline="")
         csv.DictWriter(line, self.columns, restval="").writerow(row)
-        with self.path.open("ab", buffering=0) as file:
+        with open_own(self.path) as file:
             file.write(line.getvalue().encode())  # one system call: a kill leaves the whole row or none
         if "val/psnr" in row:
             draw_curves(self.path.parent)
@@ -131,7 +132,7 @@ class TensorBoard(LogsOnce, TensorBoardLogger):
             content = io.BytesIO()
             for record in kept:
                 RecordWriter(content).write(record)
-            write_bytes(path, content.getvalue())
+            write_bytes(path, content.getvalue(), synced=True)
         self.start, self.standing = step, frozenset(standing)
 
 

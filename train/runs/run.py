@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_only
 
+from data.writing import refuse_links_out
 from train import ranks
 from train.ranks import say
 from train.runs.building import effective_batch, make_data, make_task, make_trainer, prepare_folder, recorded, task_class
@@ -49,6 +50,7 @@ def run(config: dict[str, Any], trainer: L.Trainer) -> None:
         directory, held = RUNS / config["name"], []
         ranks.decided_by_rank_zero(lambda: held.append(lock(directory)))
         try:
+            ranks.decided_by_rank_zero(lambda: refuse_links_out(directory, but="wandb"))
             attempt(config, trainer, directory)
         except Diverged as error:
             go_back(config, directory, error)

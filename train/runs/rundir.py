@@ -1,6 +1,7 @@
 """A run's folder: its lock, its configuration and summary, and files that are written whole or not at all."""
 
 import fcntl
+import io
 import json
 import os
 import socket
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from omegaconf import OmegaConf
+
+from data.writing import open_own, write_bytes
 
 RUNS = Path("runs")
 LOCK_WAIT_S = 5.0  # an attempt that was just killed may still be going down
@@ -23,7 +26,7 @@ def lock(directory: Path) -> TextIO:
     deadline = time.monotonic() + LOCK_WAIT_S
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+", encoding="utf-8")
+        file = io.TextIOWrapper(open_own(path), encoding="utf-8", write_through=True)
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # belongs to this process alone: data workers don't inherit it
             if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
@@ -68,18 +71,8 @@ def set_aside(path: Path, suffix: str) -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
-    """As write_bytes, in UTF-8."""
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """The file has its old or its new content, whatever happens in between."""
-    temporary = path.with_name(".writing.tmp")  # without the file's name: TensorBoard reads whatever has tfevents in its own
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    """The file has its old or its new content, whatever happens in between, also a power cut."""
+    write_bytes(path, text.encode(), synced=True)
 
 
 def no_such(resume: str) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning.pytorch.callbacks import Callback
 
+from data.writing import open_own
 from train.tasks.task import RestorationTask
 
 PARTS = ("data_wait_s", "forward_backward_s", "optimizer_s")
@@ -63,9 +64,10 @@ class StepTimes(Callback):
         means = {part: seconds / updates for part, seconds in self.row.items()}
         means["images_per_s"] = task.effective_batch / sum(means.values())
         new = not self.file.exists()
-        with self.file.open("a", encoding="utf-8") as file:
-            file.write(("step," + ",".join(means) + "\n") * new)
-            file.write(f"{trainer.global_step}," + ",".join(f"{value:.6g}" for value in means.values()) + "\n")
+        head = ("step," + ",".join(means) + "\n") * new
+        row = f"{trainer.global_step}," + ",".join(f"{value:.6g}" for value in means.values()) + "\n"
+        with open_own(self.file) as file:
+            file.write((head + row).encode())
         for logger in trainer.loggers[1:]:  # the first is metrics.csv
             logger.log_metrics({f"time/{name}": value for name, value in means.items()}, trainer.global_step)
         self.row = dict.fromkeys(PARTS, 0.0)

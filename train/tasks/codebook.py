@@ -10,6 +10,7 @@ from matplotlib import pyplot as plt
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from data.writing import replacing
 from train import ranks
 
 
@@ -87,7 +88,8 @@ class CodebookUse(nn.Module):
             ylabel="uses an update",
             yscale="log" if uses[0] else "linear",
         )
-        figure.savefig(file, dpi=100)
+        with replacing(file) as png:
+            figure.savefig(png, format="png", dpi=100)
         plt.close(figure)
 
 

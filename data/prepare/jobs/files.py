@@ -2,8 +2,6 @@
 
 import csv
 import io
-import os
-import secrets
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
@@ -12,6 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from data import writing
 from data.images import UnreadableImage, decode
 from data.sources.shown import in_cell
 
@@ -34,15 +33,9 @@ def read_photo(path: Path) -> np.ndarray:
 
 
 def write_bytes(path: Path, contents: bytes) -> None:
-    """A reader, or a process that is killed, never leaves or sees half a file."""
+    """A reader, or a process that is killed, never leaves or sees half a file. Its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{secrets.token_hex(8)}.partial")  # short, whatever path's own name
-    try:
-        with partial.open("xb") as file:
-            file.write(contents)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    writing.write_bytes(path, contents)
 
 
 def write_text(path: Path, text: str) -> None:

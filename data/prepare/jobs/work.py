@@ -22,6 +22,7 @@ from data.prepare.jobs.records import Record, Records, Shard
 from data.sources.files import Files, ImageFolder
 from data.sources.shown import printable
 from data.sources.source import Source
+from data.writing import refuse_links_out
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 TERMINAL_S, LOG_S = 0.5, 60.0  # seconds between two progress lines
@@ -102,6 +103,7 @@ def run(
              preload: slow imports, made once for all workers.
     Raises:  Stopped: by a signal. ValueError: see Records.
     """
+    refuse_links_out(out)
     records = Records(out / f".{name}", shard, settings | {"root": str(root.resolve())})
     try:
         known = records.read()
