@@ -4,14 +4,20 @@ import fcntl
 import os
 import signal
 import time
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from tests import warm
 from tests.toy import TINY_DATA, TINY_NETWORK, TINY_RUN, write_photographs
 from train.runs.rundir import lock, release
-from train.signals import Signals, stop_signal
+from train.signals import TIME_IS_UP, Interrupted, Signals, exit_code, stop_signal
+from train.tasks.task import RestorationTask
+
+Cli = Callable[..., tuple[int, str]]
 
 
 def test_what_is_remembered() -> None:
@@ -27,6 +33,43 @@ def test_what_is_remembered() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+
+def test_a_deadline_asks_as_a_signal_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("train.signals.time.monotonic", lambda: now)
+    with Signals(), Signals(within_s=60):
+        now = 159.0
+        assert stop_signal() == 0
+        now = 160.0
+        assert stop_signal() == TIME_IS_UP
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert stop_signal() == signal.SIGUSR1
+    assert stop_signal() == 0
+    assert exit_code(TIME_IS_UP) == 75
+    assert str(Interrupted(TIME_IS_UP, 7)).startswith("trainer.max_time: everything up to update 7 is saved; the same command")
+
+
+def test_a_run_has_its_time_and_goes_on(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock is moved by half an hour an update."""
+    root = f"data.root={write_photographs(tmp_path / 'photographs')}"
+    own = [*TINY_NETWORK, *TINY_DATA, *TINY_RUN, "validation.lpips=null", "schedule=constant", root, "name=run"]
+    command = ["experiment=demo", "data=folder", *own, "trainer.max_steps=4", "trainer.max_time=00:01:00:00"]
+    updates = Counter[str]()
+    done = RestorationTask.on_train_batch_end
+
+    def counted(task: RestorationTask, *arguments: object) -> None:
+        updates["all"] += 1
+        done(task, *arguments)
+
+    monkeypatch.setattr(RestorationTask, "on_train_batch_end", counted)
+    monkeypatch.setattr("train.signals.time", SimpleNamespace(monotonic=lambda: 1800.0 * updates["all"]))
+    code, printed = cli(*command)
+    assert (code, updates["all"]) == (75, 2), printed
+    assert "trainer.max_time: everything up to update 2 is saved; the same command" in printed
+    code, printed = cli(*command)
+    assert code == 0, printed
+    assert "step_0000002.ckpt, ends at update 4" in printed
 
 
 def test_a_signal_to_the_whole_process_group_with_data_workers(tmp_path: Path) -> None:

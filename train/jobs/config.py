@@ -60,6 +60,7 @@ RANGES: dict[str, Any] = {
     "optimizer.eps": Annotated[float, Gt(0)],
     "optimizer.betas": tuple[Annotated[float, Interval(ge=0, lt=1)], Annotated[float, Interval(ge=0, lt=1)]],
     "trainer.max_steps": Annotated[int, Ge(1)],
+    "trainer.max_time": Any,  # in one form alone: _check_trainer
     "trainer.devices": Annotated[int, Ge(1)] | list[Annotated[int, Ge(0)]] | str,
     "trainer.num_nodes": Annotated[int, Ge(1)],
     "trainer.val_check_interval": Annotated[int, Ge(1)],
@@ -75,12 +76,9 @@ RANGES: dict[str, Any] = {
 NOT_OURS = {
     *("callbacks", "logger", "default_root_dir", "max_epochs", "min_epochs", "check_val_every_n_epoch", "num_sanity_val_steps"),
     *("enable_checkpointing", "enable_model_summary", "use_distributed_sampler", "limit_train_batches", "overfit_batches"),
-    *("fast_dev_run", "reload_dataloaders_every_n_epochs", "max_time", "min_steps"),
+    *("fast_dev_run", "reload_dataloaders_every_n_epochs", "min_steps"),
 }
 COUNT_UPDATES = "a run is one endless epoch, so count updates: trainer.max_steps=N (images / effective batch make an epoch)"
-LIMIT_IN_HOURS = (
-    "count updates: trainer.max_steps=N; to end after hours, with all saved: timeout --signal=USR1 2h python train.py …"
-)
 
 
 @runtime_checkable
@@ -255,6 +253,9 @@ def _check_run(config: Node, raw: Node) -> Iterator[str]:
 
 def _check_trainer(trainer: Node) -> Iterator[str]:
     yield from (not_ours(f"trainer.{key}={trainer[key]!r}") for key in sorted(NOT_OURS & trainer.keys()))
+    limit = trainer.get("max_time")
+    if limit is not None and not re.fullmatch(r"\d+(:\d\d){3}", str(limit)):
+        yield f"trainer.max_time={limit}: give days:hours:minutes:seconds, as in trainer.max_time=00:02:00:00"
     precision = trainer.get("precision")
     if str(precision).startswith("64"):
         yield f"trainer.precision={precision}: losses are computed and weights opened in float32 at most: take 32-true"
@@ -265,7 +266,7 @@ def not_ours(given: str) -> str:
     name = given.partition("=")[0].removeprefix("trainer.")
     if given.startswith(name) or name not in NOT_OURS:
         return ""
-    reason = COUNT_UPDATES if "epoch" in name else LIMIT_IN_HOURS if name == "max_time" else "the run sets it itself"
+    reason = COUNT_UPDATES if "epoch" in name else "the run sets it itself"
     return f"{given} is not for a configuration: {reason}"
 
 

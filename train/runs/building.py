@@ -109,6 +109,7 @@ def make_trainer(config: dict[str, Any]) -> L.Trainer:
     # Lightning counts batches between validations; a recipe counts generator updates.
     batches = batches_of_update(config)
     settings = {**settings, "accumulate_grad_batches": batches, "val_check_interval": settings["val_check_interval"] * batches}
+    settings["max_time"] = None  # Lightning would end without a word that more is to do: train/signals.py has it
     if settings["strategy"] == "ddp" and task_class(config).unused_parameters(config):
         settings["strategy"] = "ddp_find_unused_parameters_true"
     shown = {} if config["preflight"] else config["logger"]  # the numbers of a preflight are not the run's

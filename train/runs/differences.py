@@ -14,12 +14,15 @@ MAY_DIFFER = (
     *("name", "arguments", "resume", "preflight", "validate", "logger", "checkpoint", "guard"),
     *("data.num_workers", "data.keep_decoded", "data.val_batch_size", "validation.pictures", "network.gradient_checkpointing"),
     *("trainer.max_steps", "trainer.val_check_interval", "trainer.log_every_n_steps", "trainer.enable_progress_bar"),
-    *("trainer.accelerator", "trainer.strategy"),
+    *("trainer.max_time", "trainer.accelerator", "trainer.strategy"),
     # Their product is the effective batch, which must not change; train/runs/resume.py compares it.
     *("trainer.devices", "trainer.num_nodes", "trainer.accumulate_grad_batches", "data.batch_size"),
 )
 # Keys that say how a command was given and what it shows, and nothing of the training.
-OF_THE_COMMAND = ("name", "arguments", "resume", "preflight", "validate", "logger", "trainer.enable_progress_bar")
+OF_THE_COMMAND = (
+    *("name", "arguments", "resume", "preflight", "validate", "logger"),
+    *("trainer.enable_progress_bar", "trainer.max_time"),
+)
 
 
 def differing_keys(before: dict[str, Any], now: dict[str, Any], may_differ: tuple[str, ...] = MAY_DIFFER) -> list[str]:

@@ -38,7 +38,7 @@ def run(config: dict[str, Any], trainer: L.Trainer) -> None:
     Raises: OSError, ValueError or FloatingPointError with a message meant for the person who typed the command; Interrupted
             when a signal asked for the end and everything is saved.
     """
-    with Signals(), out_of_memory_explained(config, trainer), workers_explained(config):
+    with Signals(within_s=time_limit_s(config)), out_of_memory_explained(config, trainer), workers_explained(config):
         ranks.join(trainer)
         check_same_config(recorded(config))
         if config["preflight"]:
@@ -57,6 +57,12 @@ def run(config: dict[str, Any], trainer: L.Trainer) -> None:
         finally:
             for file in held:
                 release(file, directory)
+
+
+def time_limit_s(config: dict[str, Any]) -> float:
+    """trainer.max_time, days:hours:minutes:seconds, in seconds."""
+    limit: str | None = config["trainer"].get("max_time")
+    return math.inf if limit is None else sum(int(n) * s for n, s in zip(limit.split(":"), (86400, 3600, 60, 1), strict=True))
 
 
 def attempt(config: dict[str, Any], trainer: L.Trainer, directory: Path, back_to: Path | None = None) -> None:
