@@ -17,6 +17,7 @@ from train.trust import NotAllowed, build, named, variable
 
 USAGE = """python evaluate.py outputs=DIR [hq=DIR] [lq=DIR] protocol=NAME [KEY=VALUE …]
 python evaluate.py outputs=[A,B] hq=DIR protocol=paired          two folders, compared image by image
+python evaluate.py submit outputs=DIR lq=DIR landmarks=FILE zip=FILE runtime_s=1.2 device=gpu extra_data=false
 python evaluate.py statistics images=FFHQ512 out=FILE.npz        the statistics of good images, for fid
 python evaluate.py … --cfg job                                   print the resolved configuration
 
@@ -31,6 +32,9 @@ def main() -> None:
     try:
         if arguments[:1] == ["statistics"]:
             statistics(dict(each.split("=", 1) for each in arguments[1:] if "=" in each))
+            return
+        if arguments[:1] == ["submit"]:
+            print(submitted(arguments[1:]))
             return
         typed = Typed.of(arguments, groups=("protocol",))
         if {"--help", "-h"} & set(typed.options):
@@ -143,6 +147,25 @@ def statistics(given: Mapping[str, str]) -> None:
     features = [network(batch(read_image(source, i), device))[0].float().cpu().numpy() for i in bar]
     Statistics.of(np.stack(features)).save(Path(given["out"]))
     print(f"{len(source)} images: {given['out']}")
+
+
+def submitted(arguments: Sequence[str]) -> str:
+    """Packs a submission. Raises ValueError: a key that is missing, unknown or of the wrong kind, and what submit says."""
+    from evaluation.submission import Submission, submit
+    from train.jobs.config import check_value, nearest
+
+    hints = get_type_hints(Submission, include_extras=True)
+    pairs = [each.partition("=") for each in arguments]
+    if unknown := [key for key, _, _ in pairs if key not in hints]:
+        raise ValueError(f"{unknown[0]}: there is no such key{nearest(unknown[0], list(hints))} (there are {', '.join(hints)})")
+    values = {key: as_typed(key, text, hints[key]) for key, _, text in pairs}
+    required = [key for key in hints if not hasattr(Submission, key)]
+    if lacking := [key for key in required if key not in values]:
+        example = " ".join(f"{key}=…" for key in required)
+        raise ValueError(f"{lacking[0]} is not set: python evaluate.py submit {example}")
+    if mistakes := [said for key, value in values.items() for said in check_value(key, value, hints[key])]:
+        raise ValueError("\n".join(mistakes))
+    return submit(Submission(**values))
 
 
 def help_text() -> str:

@@ -111,15 +111,20 @@ def markdown(result: Result) -> str:
             "| metric | better by | 95 % interval | images won |",
             "|---|---|---|---|",
         ]
-        for name, of in result.comparisons.items():
-            change = of.difference
-            lines.append(f"| {name} | {number(change.mean)} | {number(change.low)} to {number(change.high)} | {of.won:.0%} |")
+        lines += ["| " + " | ".join(row) + " |" for row in comparison_rows(result)]
     for scored in result.folders:
         for edition, low in scored.low.items():
             which = f": {', '.join(low)}" if low else ""
             lines += ["", f"{scored.folder}, identity gate of {edition}: {len(low)} below their threshold{which}"]
     lines += [f"\nmissing: {name}: {why}" for name, why in result.missing.items()]
     return "\n".join(lines) + "\n"
+
+
+def comparison_rows(result: Result) -> Iterator[list[str]]:
+    """What the second folder is better by than the first."""
+    for name, of in result.comparisons.items():
+        change = of.difference
+        yield [name, number(change.mean), f"{number(change.low)} to {number(change.high)}", f"{of.won:.0%}"]
 
 
 def as_json(result: Result) -> dict[str, Any]:
@@ -187,6 +192,10 @@ def page(result: Result) -> str:
             keys, [[str(row.get(key, "–")) for key in keys] for row in result.published]
         )
     parts = [table, "<p>± is half of the 95 % interval, by drawing the images anew.</p>", quoted]
+    if result.comparisons:
+        a, b = (html.escape(each.folder) for each in result.folders[:2])
+        head = ["metric", "better by", "95 % interval", "images won"]
+        parts.append(f"<h2>{b} against {a}, image by image</h2>" + table_of(head, list(comparison_rows(result))))
     for scored in result.folders:
         if scored.sets:
             names = list(scored.means)

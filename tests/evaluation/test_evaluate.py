@@ -4,7 +4,9 @@ import csv
 import json
 import re
 import shutil
+import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -215,6 +217,74 @@ def test_the_challenge(entry: Path, evaluate: Cli) -> None:
     (entry / "out" / "flat" / "CelebA_0.png").unlink()
     code, printed = evaluate(*common, "protocol=ntire2025")
     assert (code, "outputs=out lacks 1 images: CelebA_0" in printed) == (1, True)
+
+
+SUBMIT = ("submit", "outputs=out", "lq=lq", "landmarks=faces.csv", "zip=entry.zip", "runtime_s=1.5", "device=gpu")
+
+
+def test_a_submission_is_packed(entry: Path, evaluate: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, printed = evaluate(*SUBMIT, "extra_data=false", "description=two stages, of our own")
+    assert code == 0, printed
+    assert "entry.zip: 10 images (CelebA 2, CelebChild-Test 2, LFW-Test 2, WebPhoto-Test 2, Wider-Test 2), " in printed
+    with zipfile.ZipFile(entry / "entry.zip") as archive:
+        assert sorted(archive.namelist())[0] == "CelebA/CelebA_0.png"
+        assert len(archive.namelist()) == 11
+        readme = archive.read("readme.txt").decode().splitlines()
+    assert readme[:2] == ["runtime per image [s] : 1.5", "CPU[1] / GPU[0] : 0"]
+    assert readme[3] == "Other description : two stages, of our own"
+    monkeypatch.setattr(challenge, "low", lambda *_: list(range(10)))
+    assert evaluate(*SUBMIT, "extra_data=true")[0] == 0
+    monkeypatch.setattr(challenge, "MOST_LOW", 9)
+    code, printed = evaluate(*SUBMIT, "extra_data=true", "zip=other.zip")
+    assert (code, "with more than 9 an entry gets no score: CelebA_0, " in printed) == (1, True)
+    assert not (entry / "other.zip").exists()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda place: place.unlink(), "outputs=out lacks 1 images: CelebA_0"),
+        (lambda place: shutil.copy(place, place.with_name("more.png")), "outputs=out holds 1 images that the challenge does"),
+        (lambda place: Image.open(place).convert("RGBA").save(place), "CelebA_0.png is RGBA of 512x512, not RGB of 512x512"),
+        (lambda place: Image.open(place).resize((256, 256)).save(place), "CelebA_0.png is RGB of 256x256, not RGB of 512x512"),
+        (lambda place: place.write_bytes(b"no"), "CelebA_0.png is no PNG"),
+    ],
+)
+def test_a_submission_that_would_get_no_score(spoil: Callable[[Path], Any], says: str, entry: Path, evaluate: Cli) -> None:
+    spoil(entry / "out" / "flat" / "CelebA_0.png")
+    code, printed = evaluate(*SUBMIT, "extra_data=false")
+    assert (code, says in printed, (entry / "entry.zip").exists()) == (1, True, False), printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (SUBMIT, "extra_data is not set: python evaluate.py submit outputs=… lq=…"),
+        ((*SUBMIT, "extra_data=maybe"), "extra_data='maybe': Input should be a valid boolean"),
+        ((*SUBMIT, "extra=1"), "extra: there is no such key"),
+    ],
+)
+def test_mistakes_of_a_submission(arguments: tuple[str, ...], says: str, tmp_path: Path, evaluate: Cli) -> None:
+    code, printed = evaluate(*arguments)
+    assert (code, says in printed) == (1, True), printed
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not here")
+def test_the_page_in_a_browser(folders: Path, evaluate: Cli) -> None:
+    """It sorts, and the line follows the slider."""
+    assert evaluate("outputs=[a,b]", "hq=hq", "protocol=paired", "show=1")[0] == 0
+    page = folders / "scores" / "report.html"
+    asks = """
+    document.querySelectorAll("th button")[2].click(); document.querySelectorAll("th button")[2].click();
+    const slider = document.querySelector(".slider input"); slider.value = 20; slider.dispatchEvent(new Event("input"));
+    const first = document.querySelector("tbody tr td").textContent;
+    const loaded = [...document.images].every(image => image.naturalWidth > 0);
+    document.title = [first, getComputedStyle(slider.parentElement).getPropertyValue("--at"), loaded].join(" ");
+    """
+    page.write_text(page.read_text().replace("</script>", f"window.addEventListener('load', () => {{{asks}}});</script>"))
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=3000", "--dump-dom", str(page)]
+    dom = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    assert re.search(r"<title>a 20% true</title>", dom), re.search(r"<title>.*?</title>", dom)
 
 
 def test_without_pyiqa_there_is_no_score(entry: Path, evaluate: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
