@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -119,7 +120,8 @@ def _folder(job: Job) -> Path:
 
 def _submit(job: Job, resources: Resources) -> str:
     refuse_links_out(_folder(job))
-    executor = submitit.SlurmExecutor(folder=_folder(job))
+    # -P: the folder that a command was given in is no place to import from
+    executor = submitit.SlurmExecutor(folder=_folder(job), python=f"{shlex.quote(sys.executable)} -P")
     executor.update_parameters(**resources.sbatch(job.config))
     number = executor.submit(slurm_task, job.config).job_id
     write_text(_folder(job) / "job", f"{number} {_digest(job)}")

@@ -4,9 +4,11 @@ An attempt may be killed at update M, and the next one goes on from a checkpoint
 each logger drops what stands after N (W&B can't, and is not sent it again), and what stands at N itself is not logged twice.
 """
 
+import configparser
 import csv
 import io
 import json
+import os
 import secrets
 from collections import defaultdict
 from collections.abc import Mapping
@@ -136,6 +138,25 @@ class TensorBoard(LogsOnce, TensorBoardLogger):
         self.start, self.standing = step, frozenset(standing)
 
 
+def refuse_settings_of_others() -> None:
+    """W&B reads wandb/settings in the folder that a command is given in, and sends the API key to the base_url named there.
+
+    Raises: ValueError: such a file sets more than the names of entity and project, or whether anything is sent.
+    """
+    for file in (Path(os.environ.get("WANDB_DIR", ".")) / name / "settings" for name in ("wandb", ".wandb")):
+        found = configparser.ConfigParser(interpolation=None)
+        try:
+            found.read(file, encoding="utf-8")
+        except (configparser.Error, UnicodeDecodeError) as error:
+            raise ValueError(f"{file} can't be read as settings of W&B: remove it") from error
+        settings = {key: value for section in found.values() for key, value in section.items()}
+        for key in settings.keys() - {"entity", "project", "mode", "disabled"}:
+            raise ValueError(
+                f"{file} sets {key} for W&B, which sends your API key by it: remove that line; where it is yours, keep it in "
+                f"~/.config/wandb/settings, or in the environment as WANDB_{key.upper()}"
+            )
+
+
 class Wandb(WandbLogger):
     """One W&B run for all attempts, whose step is our update. What was sent can't be taken back, so it is not sent again.
 
@@ -172,6 +193,7 @@ class Wandb(WandbLogger):
         import wandb
 
         if self._experiment is None:
+            refuse_settings_of_others()
             if wandb.run is not None:
                 wandb.finish()  # an earlier run in this process, such as a job of a sweep: init would return that one
             self.run_id = self.run_id or secrets.token_hex(5)

@@ -92,12 +92,16 @@ def test_a_run_that_is_requeued_and_hits_its_time_limit_equals_an_undisturbed_on
 
 
 def test_a_sweep_names_what_failed_and_runs_nothing_twice(cluster: Cluster, toy: list[str], tmp_path: Path) -> None:
+    for package in ("train", "models"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text("open('imported', 'w')\n")
     one_rank = [argument for argument in toy if not argument.startswith(("trainer.devices", "trainer.strategy"))]
     sweep = ["-m", *LAUNCHER, "hydra.launcher.timeout_min=5", *one_rank, "name=size", "data.size=64,96"]
     waiting = start(sweep, tmp_path)
     printed, _ = waiting.communicate(timeout=300)
     assert waiting.returncode == 1, printed
     assert "error: 1 of 2 jobs failed: data.size=96" in printed
+    assert not (tmp_path / "imported").exists()
     table = (tmp_path / "runs" / "size.sweep" / "sweep.md").read_text()
     assert "smaller than data.size=96" in table, "the error itself stands there"
     assert "| data.size=64 | 64 | finished |" in table
