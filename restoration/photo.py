@@ -1,5 +1,6 @@
 """Whole photographs: find the faces, restore each through a pipeline, and paste them back."""
 
+import math
 import os
 import shutil
 import sys
@@ -16,7 +17,7 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from data.images import write_png
-from data.landmarks import TEMPLATE, TEMPLATE_SIDE, Detector, Face, scale_of, similarity, warp
+from data.landmarks import TEMPLATE, TEMPLATE_SIDE, Detector, Face, scale_of, share_outside, similarity, warp
 from data.photographs import Format, Photograph, read_photograph, write_photograph
 from data.sources.files import Files
 from data.sources.shown import printable
@@ -28,6 +29,7 @@ from restoration.paste import paste
 from restoration.run import WORK, Settings, checked_record, kept, open_input, outputs_of, part, remove_empty, usable_device
 from restoration.stage import Stage
 
+CONTINUED = 1 / 16  # of a face's square, beyond the border of its photograph
 ALIGNED_PX = 30.0  # landmarks of an aligned face lie nearer to the template than this on average, of 512
 
 
@@ -180,7 +182,7 @@ class Photographs:
         side = self.how.face_px
         if face.aligned:
             return cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA if side < len(image) else cv2.INTER_CUBIC)
-        return warp(image, to_face(face, side), side, "grey")
+        return cut_out(image, to_face(face, side), side)
 
     def _pasted(self, i: int) -> Photograph:
         path = self.source.paths[i]
@@ -288,6 +290,18 @@ def is_aligned(found: list[Face], side: int) -> bool:
 def to_face(face: Placed, side: int) -> np.ndarray:
     """(2, 3) from the photograph to the restored face of that side."""
     return similarity(face.landmarks, (TEMPLATE + 0.5) * (side / TEMPLATE_SIDE) - 0.5)
+
+
+def cut_out(image: np.ndarray, matrix: np.ndarray, side: int) -> np.ndarray:
+    """The (side, side) square of a face. Beyond the photograph it is grey, as published.
+
+    But first its outermost pixels go on for a little: a network mixes neighbours, and would draw a grey line along the border.
+    """
+    if share_outside(matrix, side, *image.shape[:2]) > 0:
+        beyond = math.ceil(CONTINUED * side / scale_of(matrix))
+        image = cv2.copyMakeBorder(image, *[beyond] * 4, cv2.BORDER_REPLICATE)
+        matrix = matrix @ np.array([[1, 0, -beyond], [0, 1, -beyond], [0, 0, 1]])
+    return warp(image, matrix, side, "grey")
 
 
 def crop_name(path: str, number: int) -> str:

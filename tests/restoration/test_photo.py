@@ -19,6 +19,7 @@ from models.elan import ELAN
 from models.files.families import full_state
 from restoration.cli import main
 from restoration.faces import LANDMARKS as COLUMNS
+from restoration.photo import cut_out
 from tests.data.conftest import LANDMARKS
 from tests.models.test_codeformer import tiny as codeformer
 from tests.models.test_rrdb import tiny as rrdb
@@ -122,6 +123,19 @@ def test_several_faces_over_each_other_and_over_the_border(
     assert (made[2 * 72, 2 * 92] == 0).all(), "the large over the small"
     assert (made[399, 599] == 64).all(), "to the corner of the photograph, without an edge there"
     assert (made[380, 300] == 128).all()
+
+
+def test_no_grey_lies_next_to_the_border_of_the_photograph() -> None:
+    red = np.full((100, 120, 3), (200, 30, 20), dtype=np.uint8)
+    red[10:, 10:] = (20, 200, 30)
+    points = TEMPLATE / 8 - 20  # eight pixels of the square each; its first 160 lie beyond two borders
+    crop = cut_out(red, similarity(points, TEMPLATE), 512)
+    beyond = 160 - 512 // 16
+    assert (crop[: beyond - 20] == (132, 133, 135)).all()
+    assert (crop[:, : beyond - 20] == (132, 133, 135)).all()
+    assert (crop[beyond + 20 : 210, beyond + 20 : 210] == (200, 30, 20)).all()
+    assert (crop[260:, 260:] == (20, 200, 30)).all()
+    assert (cut_out(red, similarity(TEMPLATE / 8 + 20, TEMPLATE), 512) == (20, 200, 30)).all(), "all of it within"
 
 
 @pytest.mark.parametrize(
