@@ -192,16 +192,16 @@ class Photographs:
         height, width = large.pixels.shape[:2]
         if self.background:
             image = fitted(loaded(self.work / "background" / f"{path}.npy"), height, width)
-            np.copyto(large.pixels, in_range(photo.from_srgb(image), large.pixels.dtype))
+            np.copyto(large.pixels, in_range(in_colours_of(photo, image), large.pixels.dtype))
         faces_of = list(enumerate(self.placed[i]))
         for number, face in sorted(faces_of, key=lambda pair: pair[1].eye_px):  # the largest lies on top
             if face.skipped:
                 continue
             image = loaded(self.work / "restored" / f"{crop_name(path, number)}.npy")
             if face.aligned:
-                np.copyto(large.pixels, in_range(photo.from_srgb(fitted(image, height, width)), large.pixels.dtype))
+                np.copyto(large.pixels, in_range(in_colours_of(photo, fitted(image, height, width)), large.pixels.dtype))
             else:
-                paste(large.pixels, photo.from_srgb(image), to_face(face, len(image)), upscale=self.how.upscale)
+                paste(large.pixels, in_colours_of(photo, image), to_face(face, len(image)), upscale=self.how.upscale)
         return large
 
     def _let_go(self, i: int) -> None:
@@ -319,6 +319,13 @@ def loaded(path: Path) -> np.ndarray:
     """(h, w, 3) float32 in 0 to 255 of what `save` wrote."""
     image: np.ndarray = np.load(path)
     return np.ascontiguousarray(image.clip(0, 1).transpose(1, 2, 0)) * np.float32(255)
+
+
+def in_colours_of(photo: Photograph, image: np.ndarray) -> np.ndarray:
+    """(h, w, 3) sRGB in 0 to 255 that a network made, in the colours and the range of the photograph; grey where it is grey."""
+    if (photo.pixels == photo.pixels[..., :1]).all():
+        image = np.repeat(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None], 3, axis=2)
+    return photo.from_srgb(image)
 
 
 def fitted(image: np.ndarray, height: int, width: int) -> np.ndarray:

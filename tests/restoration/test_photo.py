@@ -204,6 +204,19 @@ def test_the_background_goes_through_its_own_pipeline(tmp_path: Path, restore: C
     assert "background.ckpt does nothing with background=none: add background=NAME" in printed
 
 
+def test_a_grey_photograph_stays_grey(tmp_path: Path, restore: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ELAN, "forward", lambda network, lq: torch.tensor([1.0, 0, 0]).view(3, 1, 1).expand(1, *lq.shape[1:]))
+    Image.fromarray(astronaut()[:120, 100:260]).convert("L").save(tmp_path / "in" / "grey.png")
+    Image.fromarray(astronaut()[:120, 100:260]).save(tmp_path / "in" / "red.png")
+    faces = table(tmp_path, ("grey.png", TEMPLATE / 8), ("red.png", TEMPLATE / 8))
+    for output, more in (("out", []), ("behind", ["background=network", "background.ckpt=elan.pth"])):
+        code, printed = restore(faces, f"output={output}", *more)
+        assert code == 0, printed
+        assert (pixels(tmp_path / output / "grey.png")[32, 32] == 76).all(), "as bright as red"
+        assert (np.ptp(pixels(tmp_path / output / "grey.png"), axis=2) == 0).all()
+        assert pixels(tmp_path / output / "red.png")[32, 32].tolist() == [255, 0, 0]
+
+
 @torch.no_grad()
 def test_the_background_keeps_the_colours_of_a_profile(tmp_path: Path, restore: Cli) -> None:
     """A profile in which red and blue change places: networks see sRGB, and what they make goes back."""
