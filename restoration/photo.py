@@ -299,7 +299,7 @@ def cut_out(image: np.ndarray, matrix: np.ndarray, side: int) -> np.ndarray:
     """
     if share_outside(matrix, side, *image.shape[:2]) > 0:
         beyond = math.ceil(CONTINUED * side / scale_of(matrix))
-        image = cv2.copyMakeBorder(image, *[beyond] * 4, cv2.BORDER_REPLICATE)
+        image = cv2.copyMakeBorder(image, beyond, beyond, beyond, beyond, cv2.BORDER_REPLICATE)
         matrix = matrix @ np.array([[1, 0, -beyond], [0, 1, -beyond], [0, 0, 1]])
     return warp(image, matrix, side, "grey")
 
