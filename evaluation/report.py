@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from data.images import decode
-from data.sources.shown import in_cell
+from data.sources.shown import in_cell, printable
 from evaluation import challenge
 from evaluation.run import Result, Scored, in_order
 
@@ -49,7 +49,7 @@ def tell(result: Result) -> bool:
     for name, why in result.missing.items():
         print(f"missing: {name}: {why}")
     for sentence in result.wrong:
-        print(f"error: {sentence}", file=sys.stderr)
+        print(f"error: {printable(sentence)}", file=sys.stderr)
     return not result.wrong
 
 

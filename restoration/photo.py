@@ -276,7 +276,7 @@ def say(run: Photographs, count: int, there: int) -> None:
     if large := sum(not face.aligned and scale_of(to_face(face, side)) < 0.9 for face in restored):
         print(f"{large} faces are larger than the {side} pixels that they are restored at, and may come out softer")
     for _, message in sorted(run.failed.items()):
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {printable(message)}", file=sys.stderr)
 
 
 def is_aligned(found: list[Face], side: int) -> bool:

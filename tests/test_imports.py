@@ -29,13 +29,13 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     "data.prepare": ({"data", "data.sources", "data.columns", "data.prepare.jobs"}, set()),
     "data.prepare.__main__": ({"data.prepare", "data.prepare.jobs", "models.files", "models.diffusion"}, set()),
     "data.prepare.jobs": ({"data", "data.sources"}, set()),
-    "train": (set(), {"lightning"}),  # the ground floor: train/*.py
+    "train": ({"data.sources.shown"}, {"lightning"}),  # the ground floor: train/*.py
     "train.tasks": (
         {"train", "data.batch", "data.writing", "losses.weighted", "losses.frozen", "models.files", "models.diffusion"},
         {"lightning"},
     ),
     "train.runs": ({"train", "train.tasks", "data.images", "data.sheet", "data.writing"}, HEAVY),
-    "train.jobs": ({"train", "train.tasks", "train.runs", "data.writing"}, HEAVY),
+    "train.jobs": ({"train", "train.tasks", "train.runs", "data.writing", "data.sources.shown"}, HEAVY),
     "restoration": (
         {"models", "models.files", "models.diffusion", "data", "data.sources", "train", "train.jobs.config"},
         set(),

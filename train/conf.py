@@ -5,7 +5,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import yaml
 from yaml import safe_load
+
+MOST_BYTES, MOST_NODES, DEEPEST = 2**20, 100_000, 100  # of a file that someone else made
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -53,12 +56,42 @@ def choices_with(group: str, text: str) -> list[str]:
 
 
 def refuse_shadows(folder: Path) -> None:
-    """Raises ValueError: there is no folder of that name (--config-dir), or it has a file that conf/ has, which would win."""
+    """Raises ValueError: there is no folder of that name (--config-dir), it has a file that conf/ has, which would win, or one
+    that no configuration is (check_yaml)."""
     if not folder.is_dir():
         raise ValueError(f"--config-dir {folder}: there is no such folder")
     for file in sorted(folder.rglob("*.yaml")):
+        check_yaml(file, aliases=True)
         if (CONF / file.relative_to(folder)).exists():
             raise ValueError(f"{file}: conf/ has {file.relative_to(folder)} too, and that is read: give yours another name")
+
+
+def check_yaml(file: Path, *, aliases: bool) -> None:
+    """Looks at a file before it is loaded, as its aliases can stand for more than any memory holds.
+
+    Args:   aliases: false for files that a run wrote, which have none.
+    Raises: ValueError: it is no YAML, larger or deeper than a configuration, or has aliases that it may not have.
+    """
+    if (size := file.stat().st_size) > MOST_BYTES:
+        raise ValueError(f"{file} has {size:,} bytes: no configuration has more than {MOST_BYTES:,}")
+    sizes: dict[str, int] = {}  # of what an anchor names, with all that its aliases stand for
+    open_: list[tuple[str | None, int]] = [(None, 0)]  # the collections around, and their sizes so far
+    try:
+        for event in yaml.parse(file.read_bytes(), yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent) and not (aliases and event.anchor in sizes):
+                raise ValueError(f"{file} has the alias *{event.anchor}: write out what it stands for")
+            if isinstance(event, yaml.CollectionStartEvent):
+                open_.append((event.anchor, 1))
+            elif isinstance(event, yaml.NodeEvent | yaml.CollectionEndEvent):
+                scalar = (event.anchor, 1) if isinstance(event, yaml.ScalarEvent) else None
+                alias = (None, sizes[event.anchor]) if isinstance(event, yaml.AliasEvent) else None
+                anchor, size = scalar or alias or open_.pop()
+                sizes |= {anchor: size} if anchor else {}
+                open_[-1] = (open_[-1][0], open_[-1][1] + size)
+            if len(open_) > DEEPEST or open_[-1][1] > MOST_NODES:
+                raise ValueError(f"{file} holds more than {MOST_NODES:,} values or {DEEPEST} levels: no configuration does")
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is no YAML: {' '.join(str(error).split())}") from error
 
 
 def first_comment(file: Path) -> str:

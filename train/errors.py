@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+from data.sources.shown import printable
+
 ERROR_FILE = "FACEWRIGHT_ERROR_FILE"  # environment variable: where a process leaves its message for the one that started it
 # What allocators that don't raise torch.OutOfMemoryError say when memory has run out.
 OUT_OF_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
@@ -29,13 +31,15 @@ def not_given(key: str) -> str:
 
 
 def fail(message: str) -> NoReturn:
-    """Ends the process with exit code 1 and this message: on stderr, or where the process that started this one reads it."""
+    """Ends the process with exit code 1 and this message: on stderr, or where the process that started this one reads it.
+
+    What moves a terminal's cursor, as a stranger's names and files may, is shown as an escape.
+    """
     if file := os.environ.get(ERROR_FILE):
         Path(file).write_text(message, encoding="utf-8", errors="surrogateescape")
-    elif message.startswith("Traceback"):
-        print(message, file=sys.stderr)
     else:
-        print("\n".join(f"error: {line}" for line in message.splitlines() if line.strip()), file=sys.stderr)
+        lead = "" if message.startswith("Traceback") else "error: "
+        print("\n".join(f"{lead}{printable(line)}" for line in message.splitlines() if line.strip()), file=sys.stderr)
     sys.exit(1)
 
 

@@ -1,5 +1,6 @@
 """A configuration that a stranger made: it builds what it may and nothing else, tells Hydra nothing, and learns no secret."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,6 +10,7 @@ import pytest
 import yaml
 
 from tests.toy import ROOT, TINY_DATA, TINY_NETWORK, TINY_RUN, write_photographs
+from train.errors import fail
 from train.trust import NotAllowed, build, named
 
 Cli = Callable[..., tuple[int, str]]
@@ -247,3 +249,81 @@ def test_a_refusal_is_quick() -> None:
     heavy = "import sys, train.trust; print({'torch', 'hydra', 'lightning', 'omegaconf'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", heavy], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+LAUGH = "a: &a [x, x, x, x]\n" + "".join(
+    f"{b}: &{b} [*{a}, *{a}, *{a}, *{a}]\n" for a, b in zip("abcdefghijklmno", "bcdefghijklmnop", strict=True)
+)
+BOMBS = {
+    "nested anchors": (LAUGH, r"holds more than 100,000 values or 100 levels: no configuration does"),
+    "merged anchors": ("a: &a {k: 1}\nb: &b {<<: *b}\n", r"has the alias \*b: write out what it stands for"),
+    "an anchor in itself": ("a: &a [*a]\n", r"has the alias \*a: write out what it stands for"),
+    "depth": ("a: " + "[" * 5000, "holds more than 100,000 values or 100 levels"),
+    "many values": ("a: [" + "1," * 100_001 + "]", "holds more than 100,000 values"),
+    "size": ("# " + "x" * 2**20, "no configuration has more than 1,048,576"),
+    "no YAML": ("a: [", r"is no YAML: while parsing"),
+    "no text": ("a: \x00", r"is no YAML: "),
+}
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+def test_yaml_that_would_fill_the_memory(kind: str, cli: Cli, command: Command, tmp_path: Path) -> None:
+    from restoration.cli import main
+
+    text, said = BOMBS[kind]
+    folder = theirs(tmp_path, "")
+    file = tmp_path / "theirs" / "experiment" / "theirs.yaml"
+    file.write_text(text)
+    for code, printed in (cli(folder, "experiment=theirs"), command(main, folder, "ckpt=x", "input=y")):
+        assert code == 1
+        assert re.match(rf"error: {file} .*{said}", printed), printed
+        assert len(printed.splitlines()) == 1
+
+
+def test_aliases_that_are_small_may_stand_in_a_configuration(cli: Cli, tmp_path: Path) -> None:
+    code, printed = cli(theirs(tmp_path, "network: {depths: &n [1, 1], num_heads: *n}"), "experiment=theirs", "--cfg", "job")
+    assert code == 0, printed
+    assert yaml.safe_load(printed)["network"]["num_heads"] == [1, 1]
+
+
+OF_NO_RUN = {
+    "an alias": ("a: &a 1\narguments: [*a]\n", r"has the alias \*a: write out what it stands for"),
+    "a bomb": (LAUGH, r"has the alias \*a"),
+    "a list": ("[1, 2]\n", "is no configuration of a run: it holds no keys"),
+    "half a reference": ("a: '${'\n", "is no configuration of a run: "),
+    "arguments that are none": ("arguments: {a: 1}\n", "does not say what was typed"),
+    "numbers": ("arguments: [1, 2]\n", "does not say what was typed"),
+}
+
+
+@pytest.mark.parametrize("kind", OF_NO_RUN)
+def test_a_config_that_no_run_wrote(kind: str, cli: Cli, tmp_path: Path) -> None:
+    text, said = OF_NO_RUN[kind]
+    (tmp_path / "runs" / "theirs").mkdir(parents=True)
+    (tmp_path / "runs" / "theirs" / "config.yaml").write_text(text)
+    code, printed = cli("resume=runs/theirs")
+    assert code == 1
+    assert re.search(said, printed), printed
+    assert printed.startswith("error: ")
+    assert len(printed.splitlines()) == 1
+
+
+def test_a_run_brings_no_folder_of_configurations_that_replaces_ours(cli: Cli, tmp_path: Path) -> None:
+    theirs(tmp_path, "")
+    (tmp_path / "theirs" / "train.yaml").write_text("name: x\n")
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    typed = [f"hydra.searchpath=['file://{tmp_path / 'theirs'}']", "experiment=theirs"]
+    (tmp_path / "runs" / "a" / "config.yaml").write_text(yaml.safe_dump({"arguments": typed}))
+    code, printed = cli("resume=runs/a")
+    assert code == 1
+    assert f"conf/ has train.yaml too, and that is read: {ANOTHER}" in printed
+
+
+def test_a_message_moves_no_cursor(cli: Cli, capfd: pytest.CaptureFixture[str]) -> None:
+    code, printed = cli("experiment=demo", "data=folder", "data.root=a\x1b[2J\x07\u202eb")
+    assert code == 1
+    assert r"a\x1b[2J\x07\u202eb" in printed
+    for message in ("one\x1b]0;title\x07\ntwo\r\x08\udcff", "Traceback (most recent call last):\n  at \x1b[2J"):
+        with pytest.raises(SystemExit):
+            fail(message)
+        assert all(each.isprintable() for each in capfd.readouterr().err.splitlines())

@@ -163,13 +163,15 @@ def _arguments_of(folder: Path, resume: str) -> list[str]:
             f"resume={resume} lies in no run's folder, which would have a config.yaml that says what to train: give that too, "
             f"as in python train.py model=NAME … resume={resume}"
         )
-    typed: list[str] | None = saved_config(folder).get("arguments")
-    if typed is None:
+    typed = saved_config(folder).get("arguments")
+    if not isinstance(typed, list) or not all(isinstance(each, str) for each in typed):
         raise ValueError(
             f"resume={resume} is of a run whose config.yaml does not say what was typed: give that too, as in "
             f"python train.py model=NAME … resume={resume}"
         )
     attempts = re.compile(r"resume=|preflight=|validate=|[+~]*hydra(?!\.searchpath=)|-")  # no option, and nothing of Hydra's
+    for place in [place for each in typed if each.startswith(SEARCHED) for place in re.findall("file://([^']*)", each)]:
+        refuse_shadows(Path(place))
     return [each for each in typed if not attempts.match(each)]
 
 

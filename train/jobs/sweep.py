@@ -13,6 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, open_dict
 
+from data.sources.shown import printable
 from train.jobs.arguments import of_job, overrides_of, refuse_foreign_hydra
 from train.jobs.config import ConfigError, check, plain
 from train.jobs.launch import Failed, launch, ranks_here
@@ -112,7 +113,7 @@ class Sweep:
             job.error = "it ended before its last update"
         job.status = "CANCELLED" if job.cancelled else "failed" if job.error else "finished"
         if job.error:
-            print(f"error: {job.name}: {job.error}", file=sys.stderr, flush=True)
+            print(f"error: {job.name}: {'; '.join(map(printable, job.error.splitlines()))}", file=sys.stderr, flush=True)
         return job.score if job.scored else None
 
     def report(self) -> list[Job]:

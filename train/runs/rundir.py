@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from data.writing import open_own, write_bytes
+from train.conf import check_yaml
 
 RUNS = Path("runs")
 LOCK_WAIT_S = 5.0  # an attempt that was just killed may still be going down
@@ -87,7 +89,13 @@ def read_summary(directory: Path) -> dict[str, Any] | None:
 
 
 def saved_config(directory: Path) -> dict[str, Any]:
-    """The configuration that config.yaml of a run's folder describes."""
-    saved = OmegaConf.to_container(OmegaConf.load(directory / "config.yaml"))
-    assert isinstance(saved, dict)
+    """The configuration that config.yaml of a run's folder describes. Raises ValueError: no run wrote this file."""
+    file = directory / "config.yaml"
+    check_yaml(file, aliases=False)
+    try:
+        saved = OmegaConf.to_container(OmegaConf.load(file))
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{file} is no configuration of a run: {' '.join(str(error).split())}") from error
+    if not isinstance(saved, dict):
+        raise ValueError(f"{file} is no configuration of a run: it holds no keys")
     return {str(key): value for key, value in saved.items()}
