@@ -131,7 +131,7 @@ def test_any_form_gives_starting_weights_to_a_network_of_another() -> None:
     ],
 )
 def test_what_no_program_builds_has_no_official_form(changes: dict[str, Any]) -> None:
-    with pytest.raises(CheckpointError, match=r"has no official form that is network\.form=.*use --format safetensors"):
+    with pytest.raises(CheckpointError, match=r"has no official file of form=.*use --format safetensors"):
         rrdb_files.write(tiny(**changes))
 
 
