@@ -22,7 +22,7 @@ from data.photographs import Format, Photograph, read_photograph, write_photogra
 from data.sources.files import Files
 from data.sources.shown import printable
 from data.writing import replacing, write_bytes
-from restoration import faces
+from restoration import faces, record
 from restoration.chain import Chain, writing
 from restoration.faces import Placed
 from restoration.paste import paste
@@ -229,6 +229,7 @@ def restore_photographs(
     targets = outputs_of(source, settings, f".{how.format}")
     mine = part(range(len(source)), settings.shard)
     given = None if how.faces_from is None else faces.read_table(Path(how.faces_from), source.paths)
+    forget_found(Path(settings.output))
     now = checked_record(settings, recipe, files, targets)
     there = sum(targets[i].exists() for i in mine)
     run = Photographs(
@@ -257,6 +258,14 @@ def restore_photographs(
             shutil.rmtree(run.work, ignore_errors=True)
     remove_empty(run.work)
     return not run.failed
+
+
+def forget_found(output: Path) -> None:
+    """Removes what a command found that was killed before it began to restore; no restore.json says how it was made."""
+    if record.read(output) is None:
+        for found in ("crops", "faces"):
+            shutil.rmtree(output / WORK / found, ignore_errors=True)
+        remove_empty(output / WORK)
 
 
 def say(run: Photographs, count: int, there: int) -> None:

@@ -311,6 +311,19 @@ def test_a_network_that_can_not_be_opened_leaves_the_way_free(tmp_path: Path, re
     assert restore(faces)[0] == 0
 
 
+def test_a_command_that_was_killed_while_it_looked_for_faces_begins_again(tmp_path: Path, restore: Cli) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "in" / "a.png")
+    faces = table(tmp_path, ("a.png", TEMPLATE / 8))
+    left = tmp_path / "out" / ".stages" / "crops" / "a.png" / "07.png"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
+    (tmp_path / "out" / ".stages" / "faces").mkdir()
+    (tmp_path / "out" / ".stages" / "faces" / "z.png.json").write_text("[")
+    assert restore(faces)[0] == 0
+    assert not left.exists()
+    assert [row["file"] for row in found(tmp_path / "out" / "faces.csv")] == ["a.png"]
+
+
 def test_a_photograph_of_which_a_face_fails_is_not_written(
     tmp_path: Path, restore: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
