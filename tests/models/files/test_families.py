@@ -9,7 +9,7 @@ import torch
 from models.files import families, official
 from models.files.families import FAMILIES, find_families, full_state
 from tests.models import test_codeformer, test_elan, test_gfpgan, test_rrdb, test_vqgan
-from tests.models.diffusion import test_ircontrolnet
+from tests.models.diffusion import test_adm, test_ircontrolnet
 from tests.models.files.test_official import FORMS, filled
 from tests.parity.cases import folders, manifest, manifests_in
 
@@ -23,6 +23,7 @@ NETWORKS: dict[str, tuple[str, Any]] = {
     "gfpgan_clean": ("gfpgan_clean", lambda: test_gfpgan.tiny(clean=True)),
     "ircontrolnet": ("ircontrolnet", test_ircontrolnet.tiny),
     "rrdb": ("rrdb", test_rrdb.tiny),
+    "adm": ("adm", test_adm.tiny),
 }
 # Manifests of official files, by the beginnings of their names; those of other networks belong to no family.
 OFFICIAL: dict[str, str | None] = {
@@ -38,6 +39,7 @@ OFFICIAL: dict[str, str | None] = {
     "gfpgan_v1clean": "gfpgan_clean",
     "gfpgan_": "gfpgan",
     "diffbir_controlnet": "ircontrolnet",
+    "adm_": "adm",
 }
 TOY = """
 from torch import Tensor, nn
@@ -86,11 +88,22 @@ def test_an_official_file_is_taken_by_its_family_alone(path: Path) -> None:
     content = manifest(path)
     keys = content.get("keys") or content.get("state_dict")
     wanted = next((family for start, family in OFFICIAL.items() if path.name.startswith(start)), None)
-    assert takers({key: tuple(shape) for key, shape in keys.items()}) == ([wanted] if wanted else [])
+    bare = {key.removeprefix(content.get("key_prefix") or ""): tuple(shape) for key, shape in keys.items()}
+    assert takers(bare) == ([wanted] if wanted else [])
 
 
 def test_families_stand_in_the_order_of_their_modules() -> None:
-    assert list(find_families()) == ["codeformer", "vqgan", "elan", "gfpgan", "gfpgan_clean", "ircontrolnet", "rrdb", "swinir"]
+    assert list(find_families()) == [
+        "adm",
+        "codeformer",
+        "vqgan",
+        "elan",
+        "gfpgan",
+        "gfpgan_clean",
+        "ircontrolnet",
+        "rrdb",
+        "swinir",
+    ]
 
 
 def test_two_families_of_one_name_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
