@@ -229,7 +229,7 @@ def test_what_is_not_the_file_never_gets_its_name(server: Server, tmp_path: Path
 
 def test_the_catalog() -> None:
     entries = weights.catalog()
-    assert len(entries) == 28
+    assert len(entries) == 30
     assert all(each.url or each.page for each in entries.values())
     for each in entries.values():
         assert each.url is None or each.url.endswith(f"/{each.file}")
