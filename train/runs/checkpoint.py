@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import pickle
 import time
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal, cast
@@ -224,7 +223,9 @@ def load(path: Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         checkpoint["global_step"], checkpoint["config"]["network"], checkpoint["effective_batch"], checkpoint["slurm_job"]
-    except (RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # whatever torch's unpickler stumbles over in a damaged one
         reason = str(error).partition("\n")[0][:200]
         raise ValueError(
             f"{path} is not a whole checkpoint of a run ({type(error).__name__}: {reason}): continue from another with "
