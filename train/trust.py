@@ -10,6 +10,7 @@ import importlib.util
 import inspect
 import os
 import re
+from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -58,9 +59,9 @@ def build(node: Any) -> Any:
 
     Raises: what `named` and the constructors do.
     """
-    if isinstance(node, list):
+    if isinstance(node, Sequence) and not isinstance(node, str):
         return [build(each) for each in node]
-    if not isinstance(node, dict):
+    if not isinstance(node, Mapping):
         return node
     if "_target_" not in node:
         return {key: build(value) for key, value in node.items()}

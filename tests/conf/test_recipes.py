@@ -65,7 +65,7 @@ def test_nothing_is_overlooked() -> None:
         "experiment": 23,
         "loss": 15,
         "data": 9,
-        "network": 11,
+        "network": 12,
         "trainer": 6,
         "logger": 3,
         "adversary": 4,

@@ -102,13 +102,21 @@ def check(config: DictConfig, arguments: Sequence[str] = ()) -> Node:
     """The resolved configuration as plain containers.
 
     Args:   arguments: those that made the configuration. A group that they leave out (~GROUP) is left out with all the keys
-                that a model or an experiment sets in it, for which Hydra would go on to look for a class.
+                that a model or an experiment sets in it, for which Hydra would go on to look for a class; what is
+                added to it (+GROUP.KEY) stays.
     Raises: ConfigError listing all mistakes: key, value, what would be right, the nearest valid key.
     """
     config = config.copy()
     with open_dict(config):
         for group in {argument[1:].partition("=")[0] for argument in arguments if argument.startswith("~")} & {*groups()}:
-            config.pop(group, None)
+            of_model = config.pop(group, None) or {}
+            typed = {
+                argument.lstrip("+").partition("=")[0].split(".")[1]
+                for argument in arguments
+                if argument.startswith(f"+{group}.")
+            }
+            if typed:  # ~network +network._target_=… is a network of one's own
+                config[group] = {key: of_model[key] for key in of_model if key in typed}
         if config.get("logger") is None:
             config.logger = {}  # none but the metrics.csv of every run
     raw = plain(config)
