@@ -224,7 +224,9 @@ def test_srgb_changes_nothing_and_takes_the_short_way(monkeypatch: pytest.Monkey
     assert np.array_equal(decode(data, "face"), np.asarray(photo()))
 
 
-@pytest.mark.parametrize("broken", [b"nonsense", P3[:200], SRGB[:60], b"\0" * 500])
+@pytest.mark.parametrize(
+    "broken", [b"nonsense", P3[:200], SRGB[:60], b"\0" * 500], ids=["nonsense", "half", "head", "zeros"]
+)  # its bytes hold the time of day, and processes would name it differently
 def test_a_broken_profile_is_ignored(broken: bytes) -> None:
     for kind in ("PNG", "JPEG", "WEBP"):
         plain = decode(encoded(photo(), kind), "face")
