@@ -80,10 +80,10 @@ def restored(typed: "Typed", arguments: Sequence[str]) -> bool:
     if values["faces"] == "aligned":
         return restore_folder(settings, chosen.stages, recipe, chosen.files)
     how = PhotoSettings(**{key: build(value) for key, value in of_photos.items()})
-    recipe |= {key: value for key, value in of_photos.items() if key not in ("keep_faces", "faces_from")}
+    recipe |= {key: value for key, value in of_photos.items() if key not in ("keep_faces", "faces_from", "parser")}
     recipe |= {f"background.{key}": value for key, value in behind.recipe.items()}
     files = chosen.files | {f"background.{key}": value for key, value in behind.files.items()}
-    files |= {"faces_from": [how.faces_from]} if how.faces_from else {}
+    files |= {key: [file] for key, file in (("faces_from", how.faces_from), ("parser", how.parser)) if file}
     return restore_photographs(settings, how, chosen.stages, behind.stages, recipe, files)
 
 

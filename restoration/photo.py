@@ -25,7 +25,8 @@ from data.writing import replacing, write_bytes
 from restoration import faces, record
 from restoration.chain import Chain, writing
 from restoration.faces import Placed
-from restoration.paste import paste
+from restoration.parser import ParseNet, Parser, labelled
+from restoration.paste import parsed_mask, paste
 from restoration.run import WORK, Settings, checked_record, kept, open_input, outputs_of, part, remove_empty, usable_device
 from restoration.stage import Stage
 
@@ -48,6 +49,7 @@ class PhotoSettings:
     keep_faces: bool
     faces_from: str | None
     detector: Any  # a node: a class of data.landmarks, or another Detector
+    parser: str | None  # weights of restoration.parser.ParseNet
 
 
 @dataclass(kw_only=True)
@@ -63,6 +65,7 @@ class Photographs:
     left: list[int]
     device: torch.device
     begin: Callable[[], None]  # before anything is restored
+    parser: Parser | None = None
     has_begun: bool = False
     placed: dict[int, list[Placed]] = field(default_factory=dict)  # photograph -> its faces
     failed: dict[int, str] = field(default_factory=dict)
@@ -201,8 +204,16 @@ class Photographs:
             if face.aligned:
                 np.copyto(large.pixels, in_range(in_colours_of(photo, fitted(image, height, width)), large.pixels.dtype))
             else:
-                paste(large.pixels, in_colours_of(photo, image), to_face(face, len(image)), upscale=self.how.upscale)
+                place, mask = to_face(face, len(image)), self._mask(image)
+                face_there = in_colours_of(photo, image)
+                paste(large.pixels, face_there, place, upscale=self.how.upscale, mask=mask, within_square=True)
         return large
+
+    def _mask(self, face: np.ndarray) -> np.ndarray | None:
+        """(side, side) of what the parser finds in a restored face; None: there is no parser."""
+        if self.parser is None:
+            return None
+        return cv2.resize(parsed_mask(labelled(self.parser, face)), face.shape[:2], interpolation=cv2.INTER_LINEAR)
 
     def _let_go(self, i: int) -> None:
         """Removes what was made of a photograph on the way, but for its table and what is to be kept."""
@@ -245,6 +256,9 @@ def restore_photographs(
     )
     if settings.overwrite:
         shutil.rmtree(run.work, ignore_errors=True)
+    if how.parser is not None:
+        run.parser = ParseNet(weights=how.parser)
+        run.parser.open(run.device)
     try:
         run.find(how.detector, given)
         run.restore()

@@ -1,8 +1,10 @@
 """restore.py faces=photo as a user calls it: photographs in, the same with their faces restored out."""
 
 import csv
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 from skimage.data import astronaut
-from torch import Tensor
+from torch import Tensor, nn
 
 from data.images import to_tensor
 from data.landmarks import TEMPLATE, Face, RetinaMobile, similarity, warp
@@ -343,3 +345,40 @@ def test_a_photograph_of_which_a_face_fails_is_not_written(
     assert "1 of 2 photographs restored into out, 1 faces" in printed
     assert "error: in/a.png, face 0: " in printed
     assert [path.name for path in (tmp_path / "out").glob("*.png")] == ["b.png"]
+
+
+class Halves(nn.Module):
+    """In place of facexlib's ParseNet: the left half of every face is skin."""
+
+    def __init__(self, in_size: int, out_size: int, parsing_ch: int) -> None:
+        super().__init__()
+        self.left = nn.Parameter(torch.ones(()))
+        self.labels = parsing_ch
+
+    def forward(self, faces: Tensor) -> tuple[Tensor, Tensor]:
+        assert faces.shape[1:] == (3, 512, 512)
+        assert faces.abs().max() <= 1
+        found = faces.new_zeros(len(faces), self.labels, 512, 512)
+        found[:, 0, :, 256:] = 1
+        found[:, 1, :, :256] = self.left
+        return found, faces
+
+
+def test_a_parser_says_what_is_pasted(tmp_path: Path, restore: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (512, 512), "gray").save(tmp_path / "in" / "a.png")
+    monkeypatch.setattr(ELAN, "forward", lambda network, lq: torch.ones_like(lq))
+    faces = table(tmp_path, ("a.png", TEMPLATE))
+    parser = "parser=parse.pth"
+    torch.save({"left": torch.ones(())}, tmp_path / "parse.pth")
+    code, printed = restore(faces, parser)
+    assert (code, "parser needs the package facexlib: uv pip install facexlib" in printed) == (1, True), printed
+    monkeypatch.setitem(sys.modules, "facexlib.parsing.parsenet", SimpleNamespace(ParseNet=Halves))
+    code, printed = restore(faces, parser)
+    assert code == 0, printed
+    row = pixels(tmp_path / "out" / "a.png")[256, :, 0].astype(int)
+    assert (row[100:200] == 255).all()
+    assert (row[320:] == 128).all(), "the other half stays"
+    assert (np.diff(row[200:320]) <= 0).all(), "softly"
+    torch.save({"right": torch.ones(())}, tmp_path / "parse.pth")
+    code, printed = restore(faces, parser, "output=other")
+    assert (code, "parser=parse.pth is no ParseNet of facexlib" in printed) == (1, True), printed
