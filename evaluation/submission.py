@@ -1,6 +1,5 @@
 """A submission to the challenge: checked as the organisers' program would take it, then packed."""
 
-import io
 import zipfile
 from collections import Counter
 from dataclasses import dataclass
@@ -10,10 +9,9 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 from annotated_types import Gt
-from PIL import Image
 from tqdm import tqdm
 
-from data.images import decode
+from data.images import READ_ERRORS, decode, opened
 from data.sources.files import first_few
 from evaluation import challenge, gate
 from evaluation.images import Pair, pairs
@@ -68,9 +66,11 @@ def mistake(pair: Pair) -> str | None:
     """What is wrong with an image's form, or None."""
     content = pair.output.read_bytes()
     try:
-        with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
-            mode, (width, height) = image.mode, image.size
-    except (OSError, SyntaxError, ValueError):
+        with opened(content) as image:
+            kind, mode, (width, height) = image.format, image.mode, image.size
+    except READ_ERRORS:
+        kind = None
+    if kind != "PNG":
         return f"{pair.output.name} is no PNG"
     if mode == "RGB" and width == height == gate.SIDE_PX:
         return None

@@ -273,7 +273,7 @@ def test_outputs_of_nobody_knows_what_are_refused(arguments: list[str], tmp_path
         (["pipeline=tow"], "network, night_watch, two); did you mean two?"),
         (["--cgf=job"], "--cgf=job: there is no such option"),
         (["x", "y", "z"], "x: give KEY=VALUE"),
-        (["seed=-1", "w=2"], "w is of pipeline=acvlab, cx, diffbir, …, not of pipeline=two"),
+        (["seed=-1", "w=2"], "w is of pipeline=acvlab, cx, difface, …, not of pipeline=two"),
     ],
 )
 def test_mistakes(given: list[str], says: str, arguments: list[str], tmp_path: Path, restore: Cli) -> None:

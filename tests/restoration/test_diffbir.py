@@ -289,7 +289,7 @@ def test_an_image_that_memory_does_not_hold(tmp_path: Path, restore: Cli, monkey
             ["ckpt=x.pth"],
             "ckpt is of pipeline=elan_enhance, network, not of pipeline=diffbir: choose one of these, or leave ckpt out",
         ),
-        (["pipeline=stablesr"], "pipeline=stablesr: there is no such pipeline (there are acvlab, cx, diffbir"),
+        (["pipeline=stablesr"], "pipeline=stablesr: there is no such pipeline (there are acvlab, cx, difface, diffbir"),
         (["promt=x"], "did you mean prompt"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -327,7 +327,7 @@ def spoiled(files: Path, path: Path) -> None:
         ),
         (
             ["stage1={files}/swinir.pth"],
-            "stage1 is of pipeline=acvlab, cx, diffbir, …, not of pipeline=network: choose one of these, or leave stage1 out",
+            "stage1 is of pipeline=acvlab, cx, difface, …, not of pipeline=network: choose one of these, or leave stage1 out",
         ),
     ],
 )

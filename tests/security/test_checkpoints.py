@@ -4,7 +4,6 @@ import json
 import os
 import resource
 import struct
-import sys
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -212,7 +211,7 @@ def test_what_is_passed_over_is_not_run(tmp_path: Path, zipped: bool) -> None:
     assert not victim.exists()
 
 
-@pytest.mark.parametrize("function", [os.mkdir, os.system, eval, exec, getattr, torch.load, official.read, sys.exit])
+@pytest.mark.parametrize("function", [os.mkdir, os.system, eval, exec, getattr, torch.load, official.read, os._exit])
 def test_what_is_not_passed_over_is_refused(tmp_path: Path, function: Any) -> None:
     victim = tmp_path / "victim"
     torch.save({"params": filled().state_dict(), "a": Calls(function, str(victim))}, tmp_path / "bad.pth")

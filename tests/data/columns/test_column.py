@@ -92,7 +92,7 @@ def test_an_image_that_stands_in_brings_its_own(folder, ages, shade):
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["data.codes=3"], "data.codes=3: Input should be a valid string"),
+        (["data.codes=3"], "data.codes=3: Input should be a valid string; as a text it takes two quotes: 'data.codes=\"3\"'"),
         (["data.latents=[a]"], "data.latents=['a']: Input should be a valid string"),
         (["data.size=0", "data.val_size=8"], "data.size=0: Input should be greater than or equal to 1"),
         (["data.hflip_prob=2"], "data.hflip_prob=2: Input should be less than or equal to 1"),

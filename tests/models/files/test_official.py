@@ -413,7 +413,7 @@ def test_strange_entries(tmp_path: Path) -> None:
 
 
 def test_unknown_network() -> None:
-    with pytest.raises(CheckpointError, match=r"first keys are a\.weight, b\.weight; families known: codeformer, vqgan, "):
+    with pytest.raises(CheckpointError, match=r"first keys are a\.weight, b\.weight; families known: adm, codeformer, vqgan, "):
         recognise({"a.weight": torch.ones(1), "b.weight": torch.ones(1)})
     state = official.full_state(filled())
     del state["layers.0.residual_group.blocks.0.mlp.fc1.weight"]
@@ -423,7 +423,7 @@ def test_unknown_network() -> None:
 
 def test_recorded_class_is_not_imported(tmp_path: Path) -> None:
     run = save_run(tmp_path / "x", filled(), None, {**arguments("diffbir"), "_target_": "os.mkdir"})
-    with pytest.raises(CheckpointError, match=r"records network 'os\.mkdir'; families known: codeformer, vqgan, elan, "):
+    with pytest.raises(CheckpointError, match=r"records network 'os\.mkdir'; families known: adm, codeformer, vqgan, elan, "):
         build(run)
 
 
