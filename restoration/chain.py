@@ -79,14 +79,13 @@ class Chain:
             free(self.device)
         self.has_opened = not waiting
         for name in waiting:
+            before = names[names.index(name) - 1] if name != names[0] else None
             restore = self.stages[name].load(self.device)
             self.has_opened = True
             with Progress(name, sum(map(len, left[name]))) as progress:
                 for batch in left[name]:
-                    members = [i for i in batch if i not in self.failed]
-                    number = names.index(name)
-                    if members:
-                        self._through(restore, members, name, names[number - 1] if number else None, number == len(names) - 1)
+                    if members := [i for i in batch if i not in self.failed]:
+                        self._through(restore, members, name, before)
                     progress.add(len(batch))
             del restore
             free(self.device)
@@ -95,7 +94,7 @@ class Chain:
         """Where the work of a stage on an image lies."""
         return (self.work / stage / self.source.paths[i]).with_suffix(".npy")
 
-    def _through(self, restore: Restore, batch: Batch, stage: str, before: str | None, is_last: bool) -> None:
+    def _through(self, restore: Restore, batch: Batch, stage: str, before: str | None) -> None:
         """A batch through a stage. An image that can't be restored is noted, and the others of its batch go one by one."""
         start = time.perf_counter()
         try:
@@ -106,7 +105,7 @@ class Chain:
                 self.failed[batch[0]] = str(error) if name in str(error) else f"{name}: {error}"
                 return
             for i in batch:
-                self._through(restore, [i], stage, before, is_last)
+                self._through(restore, [i], stage, before)
             return
         finally:
             self.seconds += time.perf_counter() - start
@@ -118,11 +117,9 @@ class Chain:
                 self.begin()
                 self.has_begun = True
             try:
-                self.put(i, image) if is_last else self._save(stage, i, image)
+                self._keep(stage, i, image)
             except ValueError as error:
                 self.failed[i] = str(error)
-            else:
-                self.done += is_last
         if before is not None and before not in self.kept:
             for i in set(batch) - self.failed.keys():
                 self.path(before, i).unlink(missing_ok=True)
@@ -133,15 +130,22 @@ class Chain:
         with torch.no_grad():  # not inference_mode, which restoration guidance can't take gradients in
             return restore(images, lq, [self.source.paths[i] for i in batch])
 
-    def _save(self, stage: str, i: int, image: Tensor) -> None:
+    def _keep(self, stage: str, i: int, image: Tensor) -> None:
+        """What the last stage made is put where it belongs, that of the others waits for the next."""
+        if stage == list(self.stages)[-1]:
+            self.put(i, image)
+            self.done += 1
+            return
         path = self.path(stage, i)
-        if self.rounded:
-            image = (image.clamp(0, 1) * 255).round() / 255
-        with writing(path):
-            with replacing(path) as file:
-                np.save(file, image.numpy())
-            if stage in self.kept:
-                write_png(path.with_suffix(".png"), image)
+        save(path, (image.clamp(0, 1) * 255).round() / 255 if self.rounded else image)
+        if stage in self.kept:
+            write_png(path.with_suffix(".png"), image)
+
+
+def save(path: Path, image: Tensor) -> None:
+    """(3, h, w) float32 as .npy, whole or not at all. Raises as `writing`."""
+    with writing(path), replacing(path) as file:
+        np.save(file, image.numpy())
 
 
 @contextmanager

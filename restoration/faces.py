@@ -7,10 +7,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
 from data.landmarks import POINTS, Face
+from data.photographs import Format
 from data.sources.files import first_few
 from data.sources.shown import in_cell, of_cell
 from data.writing import write_bytes
@@ -51,13 +53,20 @@ def write(path: Path, faces: Sequence[Placed]) -> None:
     write_bytes(path, json.dumps([asdict(face) for face in faces]).encode())
 
 
-def write_table(folder: Path, table: Path) -> None:
-    """faces.csv of all that `write` left in a folder, by the photographs' names."""
+def write_table(folder: Path, table: Path, photographs: Sequence[str]) -> None:
+    """faces.csv of what `write` left in a folder, by the photographs' names.
+
+    Args:    photographs: those that are restored now. Others count where their output lies beside the table: what was only
+             looked at, by a command that was killed, is passed over.
+    """
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
+    known = set(photographs)
     for path in sorted(folder.rglob("*.json")):
         name = path.relative_to(folder).as_posix().removesuffix(".json")
+        if name not in known and not any((table.parent / name).with_suffix(f".{form}").exists() for form in get_args(Format)):
+            continue
         for number, face in enumerate(json.loads(path.read_text(encoding="utf-8"))):
             writer.writerow(_row(name, number, Placed(**face)))
     write_bytes(table, text.getvalue().encode("utf-8", "surrogateescape"))

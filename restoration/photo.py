@@ -14,16 +14,15 @@ import cv2
 import numpy as np
 import torch
 from annotated_types import Ge, Gt, Le
-from torch import Tensor
 
 from data.images import write_png
 from data.landmarks import TEMPLATE, TEMPLATE_SIDE, Detector, Face, scale_of, share_outside, similarity, warp
 from data.photographs import Format, Photograph, read_photograph, write_photograph
 from data.sources.files import Files
 from data.sources.shown import printable
-from data.writing import replacing, write_bytes
-from restoration import faces, record
-from restoration.chain import Chain, writing
+from data.writing import write_bytes
+from restoration import faces
+from restoration.chain import Chain, save, writing
 from restoration.faces import Placed
 from restoration.parser import ParseNet, Parser, labelled
 from restoration.paste import parsed_mask, paste
@@ -110,6 +109,7 @@ class Photographs:
             put=lambda k, image: save(restored[k], image),
             has=lambda k: restored[k].exists(),
             begin=self._begin,
+            anew=self.settings.overwrite,
             kept=kept(self.settings.keep, list(self.stages)),
             rounded=self.settings.quantize == "8bit",
         )
@@ -135,6 +135,7 @@ class Photographs:
             put=lambda k, image: save(sources[k], image),
             has=lambda k: sources[k].exists(),
             begin=self._begin,
+            anew=self.settings.overwrite,
         )
         chain.run(chain.left([[k] for k, i in enumerate(self.left) if i not in self.failed]))
         self.failed |= {self.left[k]: message for k, message in chain.failed.items()}
@@ -156,12 +157,24 @@ class Photographs:
             self._let_go(i)
 
     def _begin(self) -> None:
-        """Once, when the first stage has been opened: what is to be made anew goes only now."""
-        if not self.has_begun and self.settings.overwrite:
+        """Once, when all stages could be opened: what is to be made anew goes only now. Other shards keep what is theirs."""
+        if self.has_begun:
+            return
+        if self.settings.overwrite:
             for i in self.left:
                 self.targets[i].unlink(missing_ok=True)
+                self._forget(i)
         self.begin()
         self.has_begun = True
+
+    def _forget(self, i: int) -> None:
+        """Removes what stages made of a photograph and of its faces."""
+        path = self.source.paths[i]
+        for place in (self.work / "restored", *(self.work / "of_faces" / stage for stage in self.stages)):
+            shutil.rmtree(place / path, ignore_errors=True)
+        behind = [(self.work / "of_photographs" / stage / path).with_suffix(".npy") for stage in self.background]
+        for file in (self.work / "background" / f"{path}.npy", *behind):
+            file.unlink(missing_ok=True)
 
     def _judged(self, found: list[Face], image: np.ndarray) -> list[Placed]:
         """Which faces are restored, the largest first; the others say why not."""
@@ -240,7 +253,6 @@ def restore_photographs(
     targets = outputs_of(source, settings, f".{how.format}")
     mine = part(range(len(source)), settings.shard)
     given = None if how.faces_from is None else faces.read_table(Path(how.faces_from), source.paths)
-    forget_found(Path(settings.output))
     now = checked_record(settings, recipe, files, targets)
     there = sum(targets[i].exists() for i in mine)
     run = Photographs(
@@ -254,8 +266,6 @@ def restore_photographs(
         device=usable_device(settings.device),
         begin=now.write,
     )
-    if settings.overwrite:
-        shutil.rmtree(run.work, ignore_errors=True)
     if how.parser is not None:
         run.parser = ParseNet(weights=how.parser)
         run.parser.open(run.device)
@@ -266,20 +276,10 @@ def restore_photographs(
         run.paste()
     finally:
         if run.has_begun:
-            faces.write_table(run.work / "faces", Path(settings.output) / "faces.csv")
+            faces.write_table(run.work / "faces", Path(settings.output) / "faces.csv", source.paths)
             say(run, len(mine), there)
-        else:  # nothing was restored: another configuration may begin here
-            shutil.rmtree(run.work, ignore_errors=True)
     remove_empty(run.work)
     return not run.failed
-
-
-def forget_found(output: Path) -> None:
-    """Removes what a command found that was killed before it began to restore; no restore.json says how it was made."""
-    if record.read(output) is None:
-        for found in ("crops", "faces"):
-            shutil.rmtree(output / WORK / found, ignore_errors=True)
-        remove_empty(output / WORK)
 
 
 def say(run: Photographs, count: int, there: int) -> None:
@@ -330,12 +330,6 @@ def cut_out(image: np.ndarray, matrix: np.ndarray, side: int) -> np.ndarray:
 def crop_name(path: str, number: int) -> str:
     """The name of a face, which its noise follows from."""
     return f"{path}/{number:02}.png"
-
-
-def save(path: Path, image: Tensor) -> None:
-    """(3, h, w) float32, whole or not at all."""
-    with writing(path), replacing(path) as file:
-        np.save(file, image.numpy())
 
 
 def loaded(path: Path) -> np.ndarray:

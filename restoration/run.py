@@ -191,11 +191,12 @@ def checked_record(
     there = None if settings.overwrite else record.read(folder)
     found = next(filter(Path.exists, targets), None)
     now = Record(dict(recipe), record.weights_of(files, there), settings.input, folder)
-    if settings.overwrite or not (found or (folder / WORK).exists()):
+    made = found or next((folder / WORK).rglob("*.npy"), None)  # else only faces were looked for, which is done again
+    if settings.overwrite or made is None:
         return now
     way_out = "give another output, or overwrite=true to make all anew"
     if there is None:
-        raise ValueError(f"{found or folder / WORK} is there, and no {record.NAME} says what made it: {way_out}")
+        raise ValueError(f"{made} is there, and no {record.NAME} says what made it: {way_out}")
     if changed := list(now.differences(there)):
         raise ValueError(f"output={folder} was made by another configuration ({'; '.join(changed)}): {way_out}")
     if found and there.input != now.input:

@@ -382,3 +382,31 @@ def test_a_parser_says_what_is_pasted(tmp_path: Path, restore: Cli, monkeypatch:
     torch.save({"right": torch.ones(())}, tmp_path / "parse.pth")
     code, printed = restore(faces, parser, "output=other")
     assert (code, "parser=parse.pth is no ParseNet of facexlib" in printed) == (1, True), printed
+
+
+def test_processes_share_photographs_also_when_all_are_made_anew(tmp_path: Path, restore: Cli) -> None:
+    """One that begins later must not take away what another has found or restored."""
+    for number in range(6):
+        Image.new("RGB", (64, 64), (40 * number, 90, 90)).save(tmp_path / "in" / f"{number}.png")
+    faces = table(tmp_path, *((f"{number}.png", TEMPLATE / 8) for number in range(6)))
+    assert restore(faces)[0] == 0
+    alone = {file.name: file.read_bytes() for file in (tmp_path / "out").glob("*.png")}
+    assert len(alone) == 6
+    for more in (["output=shared"], ["output=shared", "overwrite=true"]):
+        code, printed = restore(faces, "devices=2", *more)
+        assert code == 0, printed
+        assert {file.name: file.read_bytes() for file in (tmp_path / "shared").glob("*.png")} == alone
+    assert len(found(tmp_path / "shared" / "faces.csv")) == 6
+
+
+def test_one_shard_leaves_what_another_is_at(tmp_path: Path, restore: Cli) -> None:
+    for number in range(2):
+        Image.new("RGB", (64, 64), (90 * number, 90, 90)).save(tmp_path / "in" / f"{number}.png")
+    faces = table(tmp_path, *((f"{number}.png", TEMPLATE / 8) for number in range(2)))
+    other = tmp_path / "out" / ".stages" / "crops" / "1.png" / "00.png"
+    other.parent.mkdir(parents=True)
+    other.write_bytes(b"of the second shard")
+    assert restore(faces, "shard=1/2")[0] == 0
+    assert restore(faces, "shard=1/2", "overwrite=true")[0] == 0
+    assert "gone.pth does not exist" in restore(faces, "shard=1/2", "overwrite=true", "ckpt=gone.pth")[1]
+    assert other.read_bytes() == b"of the second shard"
