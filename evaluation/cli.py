@@ -10,9 +10,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from restoration.cli import Typed, as_typed, followed, prints
+from restoration.run import usable_device
 from train.conf import CONF, choices, comments, first_comment
 from train.errors import fail
+from train.jobs.typed import Typed, as_typed, followed
 from train.trust import NotAllowed, build, named, variable
 
 USAGE = """python evaluate.py outputs=DIR [hq=DIR] [lq=DIR] protocol=NAME [KEY=VALUE …]
@@ -37,7 +38,7 @@ def main() -> None:
             print(submitted(arguments[1:]))
             return
         typed = Typed.of(arguments, groups=("protocol",))
-        if {"--help", "-h"} & set(typed.options):
+        if typed.asks_for_help:
             print(help_text())
             return
         sys.exit(0 if scored(typed) else 1)
@@ -51,7 +52,7 @@ def main() -> None:
 def scored(typed: Typed) -> bool:
     """Whether every image was. Raises ValueError: mistakes in the command, and what evaluate says."""
     config = configured(typed)
-    if prints(typed):
+    if typed.prints:
         print(OmegaConf.to_yaml(config), end="")
         return True
     from evaluation.report import tell, write
@@ -72,20 +73,13 @@ def scored(typed: Typed) -> bool:
             )
     if mistakes:
         raise ConfigError("\n".join(dict.fromkeys(mistakes)))
-    values["device"] = usable(values["device"])
+    values["device"] = str(usable_device(values["device"]))
     settings = Settings(**{key: values[key] for key in Settings.__dataclass_fields__})
     metrics = {name: build(node) for name, node in values["metrics"].items()}
-    protocol = next((each.partition("=")[2] for each in typed.groups), "own")
-    result = evaluate(settings, protocol, metrics, values.get("published") or ())
+    result = evaluate(settings, typed.choice("protocol", "own"), metrics, values.get("published") or ())
     complete = tell(result)
     print(f"report: {write(result)}")
     return complete
-
-
-def usable(device: str) -> str:
-    import torch
-
-    return device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def configured(typed: Typed) -> DictConfig:
@@ -119,7 +113,7 @@ def configured(typed: Typed) -> DictConfig:
         several = key == "outputs" and text.startswith("[") and text.endswith("]")
         value: Any = text[1:-1].split(",") if several else as_typed(key, text, hints[key])
         OmegaConf.update(config, key, value)
-    if not prints(typed) and (OmegaConf.is_missing(config, "outputs") or config.outputs in ("", [""])):
+    if not typed.prints and (OmegaConf.is_missing(config, "outputs") or config.outputs in ("", [""])):
         raise ValueError(f"outputs is not set: give outputs=DIR, {comments(CONF / 'evaluate.yaml')['outputs']}")
     return config
 
@@ -130,7 +124,6 @@ def statistics(given: Mapping[str, str]) -> None:
     if lacking := [key for key in keys if key not in given]:
         raise ValueError(f"{lacking[0]} is not set: python evaluate.py statistics images=DIR out=FILE.npz")
     import numpy as np
-    import torch
     from tqdm import tqdm
 
     from data.reading import read_image
@@ -140,7 +133,7 @@ def statistics(given: Mapping[str, str]) -> None:
     from models.files import weights
 
     source = ImageFolder(root=given["images"])
-    device = torch.device(usable("auto"))
+    device = usable_device("auto")
     file = given.get("weights")
     network = Inception(Path(file) if file else weights.find(name="inception_fid", folder=weights.default_dir())).to(device)
     bar = tqdm(range(len(source)), unit="image", disable=None)

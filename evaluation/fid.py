@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from data.writing import replacing
+
 INPUT_PX = 299
 
 
@@ -32,7 +34,8 @@ class Statistics:
         return cls(np.mean(features, axis=0), np.cov(features, rowvar=False), len(features))
 
     def save(self, path: Path) -> None:
-        np.savez(path, mean=self.mean, covariance=self.covariance, count=self.count)
+        with replacing(path) as file:
+            np.savez(file, mean=self.mean, covariance=self.covariance, count=self.count)
 
     @classmethod
     def load(cls, path: Path) -> "Statistics":

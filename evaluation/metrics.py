@@ -46,9 +46,14 @@ class Metric(Protocol):
 
 @runtime_checkable
 class OfFeatures(Protocol):
-    """A metric of a whole folder, computed of features of each image."""
+    """A metric of a whole folder, computed of features of each image by itself. `open` and `key` are as of a Metric."""
 
+    reference: Reference
     higher_is_better: bool
+
+    def open(self, device: torch.device) -> None: ...
+
+    def key(self) -> str: ...
 
     def features(self, image: np.ndarray) -> np.ndarray:
         """(c,) float32."""
@@ -195,7 +200,9 @@ class Identity:
         return gate.read_landmarks(Path(self.landmarks)) if self.landmarks else None
 
     def key(self) -> str:
-        return f"Identity({self.reference}, {digest(self.embedder.network)}, {'FFHQ' if self.rows is None else 'landmarks'})"
+        places = {"": gate.FFHQ} if self.rows is None else {name: row.landmarks for name, row in self.rows.items()}
+        of_places = hashlib.sha256(str([(name, points.tolist()) for name, points in places.items()]).encode()).hexdigest()
+        return f"Identity({self.reference}, {digest(self.embedder.network)}, {of_places[:12]})"
 
     def __call__(self, image: np.ndarray, reference: np.ndarray | None, name: str) -> float:
         assert reference is not None

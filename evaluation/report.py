@@ -17,6 +17,7 @@ from PIL import Image
 
 from data.images import decode
 from data.sources.shown import in_cell, printable
+from data.writing import write_bytes
 from evaluation import challenge
 from evaluation.run import Result, Scored, in_order
 
@@ -27,13 +28,16 @@ PAGE = Path(__file__).with_name("report.html")
 def write(result: Result) -> Path:
     """All forms of the report into its folder; the page's path."""
     folder = Path(result.settings.report)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "report.md").write_text(markdown(result), encoding="utf-8")
-    (folder / "report.json").write_text(json.dumps(as_json(result), indent=1), encoding="utf-8")
-    with (folder / "images.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerows(image_rows(result))
-    (folder / "report.html").write_text(page(result), encoding="utf-8", errors="surrogateescape")
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows(image_rows(result))
+    for name, text in (
+        ("report.md", markdown(result)),
+        ("report.json", json.dumps(as_json(result), indent=1)),
+        ("images.csv", table.getvalue()),
+        ("rows.tex", latex(result)),
+        ("report.html", page(result)),
+    ):
+        write_bytes(folder / name, text.encode("utf-8", "surrogateescape"))
     return folder / "report.html"
 
 

@@ -10,13 +10,12 @@ import torch
 from annotated_types import Ge
 
 from data.sources.files import first_few
+from data.writing import refuse_links_out
 from evaluation import challenge, gate
 from evaluation.certainty import Comparison, Interval, compared, interval, interval_of
 from evaluation.images import Pair, pairs
-from evaluation.metrics import FID, Metric
+from evaluation.metrics import Metric, OfFeatures
 from evaluation.scoring import Cache, Values, measured
-
-EDITIONS = {"ntire2025": 2025, "ntire2026": 2026}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +86,7 @@ def evaluate(settings: Settings, protocol: str, metrics: Mapping[str, Any], publ
         needing = [name for name, metric in metrics.items() if metric.reference == reference]
         if needing and getattr(settings, reference) is None:
             raise ValueError(f"{reference} is not set, which {first_few(needing)} compare with: give {reference}=DIR")
+    refuse_links_out(Path(settings.report))
     images = {folder: pairs(folder, hq=settings.hq, lq=settings.lq, rows=rows) for folder in folders}
     torch.set_num_threads(1)  # so that sums are the same, whatever runs beside
     opened, missing = opened_metrics(metrics, torch.device(settings.device))
@@ -110,7 +110,7 @@ def evaluate(settings: Settings, protocol: str, metrics: Mapping[str, Any], publ
     return result
 
 
-def opened_metrics(metrics: Mapping[str, Any], device: torch.device) -> tuple[dict[str, Metric | FID], dict[str, str]]:
+def opened_metrics(metrics: Mapping[str, Any], device: torch.device) -> tuple[dict[str, Metric | OfFeatures], dict[str, str]]:
     """Those that can be computed here, and why the others can't."""
     opened, missing = {}, {}
     for name, metric in metrics.items():
@@ -122,14 +122,14 @@ def opened_metrics(metrics: Mapping[str, Any], device: torch.device) -> tuple[di
     return opened, missing
 
 
-def summed(folder: str, values: Values, metrics: Mapping[str, Metric | FID], settings: Settings) -> Scored:
+def summed(folder: str, values: Values, metrics: Mapping[str, Metric | OfFeatures], settings: Settings) -> Scored:
     """Means and scores. A metric that could not score an image has no mean."""
     scored = Scored(folder, values)
     whole = {name for name, of in values.of_images.items() if len(of) == len(values.pairs)}
     for name in metrics:
         if name in whole:
             scored.means[name] = interval(in_order(scored, name), settings.seed)
-        elif isinstance(metric := metrics[name], FID) and name in values.features:
+        elif isinstance(metric := metrics[name], OfFeatures) and name in values.features:
             scored.of_folder[name] = metric.of(values.features[name])
     sets = [pair.dataset for pair in values.pairs]
     if settings.edition is not None:

@@ -4,8 +4,10 @@ import base64
 import hashlib
 import io
 import json
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
@@ -16,8 +18,9 @@ import torch
 from tqdm import tqdm
 
 from data.images import decode
+from data.writing import open_own
 from evaluation.images import Pair
-from evaluation.metrics import FID, Metric
+from evaluation.metrics import Metric, OfFeatures
 
 
 @dataclass
@@ -35,32 +38,33 @@ class Cache:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.known: dict[str, Any] = {}
+        self.of: dict[str, dict[str, Any]] = defaultdict(dict)  # name of an image -> key -> value
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    self.known |= json.loads(line)
-                except ValueError:  # the last line of a killed process
-                    continue
+                with suppress(ValueError):  # the last line of a killed process
+                    name, key, value = json.loads(line)
+                    self.of[name][key] = value
 
-    def add(self, key: str, value: Any) -> None:
-        self.known[key] = value
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(f"\n{json.dumps({key: value})}")
+    def add(self, name: str, new: Mapping[str, Any]) -> None:
+        """What was computed of an image, by key."""
+        self.of[name] |= new
+        with open_own(self.path) as file:
+            file.write("".join(f"\n{json.dumps([name, key, value])}" for key, value in new.items()).encode())
 
 
-def measured(pairs: Sequence[Pair], metrics: Mapping[str, Metric | FID], cache: Cache, device: str, workers: int) -> Values:
+def measured(
+    pairs: Sequence[Pair], metrics: Mapping[str, Metric | OfFeatures], cache: Cache, device: str, workers: int
+) -> Values:
     """Every metric of every image. Metrics are open; workers: processes, which open them anew (on the CPU)."""
     keys = {name: metric.key() for name, metric in metrics.items()}
     found = Values(list(pairs))
-    lists: dict[str, list[np.ndarray]] = {name: [] for name, metric in metrics.items() if isinstance(metric, FID)}
+    lists: dict[str, list[np.ndarray]] = {name: [] for name, metric in metrics.items() if isinstance(metric, OfFeatures)}
     with Pool(metrics, keys, device, workers) as pool:
-        work = [(pair, {key: value for key, value in cache.known.items() if key.startswith(f"{pair.name}|")}) for pair in pairs]
+        work = [(pair, cache.of[pair.name]) for pair in pairs]
         bar = tqdm(pool.map(work), total=len(work), unit="image", disable=None, leave=False)
         for pair, (values, new, wrong) in zip(pairs, bar, strict=True):
-            for key, value in new.items():
-                cache.add(key, value)
+            cache.add(pair.name, new)
             found.wrong += wrong
             for name, value in values.items():
                 if name in lists:
@@ -74,7 +78,7 @@ def measured(pairs: Sequence[Pair], metrics: Mapping[str, Metric | FID], cache: 
 class Pool:
     """Images through the metrics, in order, here or in other processes."""
 
-    def __init__(self, metrics: Mapping[str, Metric | FID], keys: Mapping[str, str], device: str, workers: int) -> None:
+    def __init__(self, metrics: Mapping[str, Metric | OfFeatures], keys: Mapping[str, str], device: str, workers: int) -> None:
         self.metrics, self.keys = metrics, keys
         self.executor = None
         if workers > 1:
@@ -93,7 +97,7 @@ class Pool:
             self.executor.shutdown(cancel_futures=True)
 
 
-def metrics_closed(metrics: Mapping[str, Metric | FID]) -> dict[str, Metric | FID]:
+def metrics_closed(metrics: Mapping[str, Metric | OfFeatures]) -> dict[str, Metric | OfFeatures]:
     """The same without their networks, to be sent to another process."""
     closed = {}
     for name, metric in metrics.items():
@@ -108,7 +112,7 @@ def metrics_closed(metrics: Mapping[str, Metric | FID]) -> dict[str, Metric | FI
 _OPEN: dict[str, Any] = {}
 
 
-def _begin(metrics: Mapping[str, Metric | FID], keys: Mapping[str, str], device: str) -> None:
+def _begin(metrics: Mapping[str, Metric | OfFeatures], keys: Mapping[str, str], device: str) -> None:
     torch.set_num_threads(1)
     for metric in metrics.values():
         metric.open(torch.device(device))
@@ -120,7 +124,7 @@ def _in_worker(work: tuple[Pair, dict[str, Any]]) -> Any:
 
 
 def measure(
-    metrics: Mapping[str, Metric | FID], keys: Mapping[str, str], pair: Pair, known: Mapping[str, Any]
+    metrics: Mapping[str, Metric | OfFeatures], keys: Mapping[str, str], pair: Pair, known: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
     """Metric -> value of one image; what of it is new, by key; and what went wrong."""
     values: dict[str, Any] = {}
@@ -135,7 +139,7 @@ def measure(
     images: dict[str, np.ndarray] = {}
     for name, metric in metrics.items():
         reference = metric.reference
-        key = "|".join([pair.name, keys[name], hashes["output"], hashes.get(reference or "", "")])
+        key = "|".join([keys[name], hashes["output"], hashes.get(reference or "", "")])
         if key in known:
             values[name] = known[key]
             continue
@@ -147,8 +151,8 @@ def measure(
             if reference == "hq" and other is not None and image.shape != other.shape:
                 sizes = [f"{each.shape[1]}x{each.shape[0]}" for each in (image, other)]
                 raise ValueError(f"it has {sizes[0]} pixels, its ground truth {sizes[1]}")
-            value: Any = packed(metric.features(image)) if isinstance(metric, FID) else metric(image, other, pair.name)
-            if not isinstance(metric, FID) and not np.isfinite(value):
+            value: Any = packed(metric.features(image)) if isinstance(metric, OfFeatures) else metric(image, other, pair.name)
+            if not isinstance(metric, OfFeatures) and not np.isfinite(value):
                 raise ValueError("the value is not finite")
         except ValueError as error:
             wrong.append(f"{pair.name}, {name}: {error}")

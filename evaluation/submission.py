@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from data.images import READ_ERRORS, decode, opened
 from data.sources.files import first_few
+from data.writing import replacing
 from evaluation import challenge, gate
 from evaluation.images import Pair, pairs
 from evaluation.metrics import Identity
@@ -52,12 +53,10 @@ def submit(submission: Submission) -> str:
         )
     counts = Counter(pair.dataset for pair in images)
     target = Path(submission.zip)
-    partial = target.with_name(f".{target.name}.partial")
-    with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:  # PNGs are compressed already
+    with replacing(target) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:  # PNGs are compressed already
         archive.writestr("readme.txt", readme(submission))
         for pair in images:
             archive.write(pair.output, f"{pair.dataset}/{pair.name}.png")
-    partial.replace(target)
     sets = ", ".join(f"{name} {count}" for name, count in counts.items())
     return f"{target}: {len(images)} images ({sets}), {len(low)} below their threshold of {submission.edition}: valid"
 

@@ -1,23 +1,20 @@
 """The command line of restore.py: what was typed, to a checked configuration and the stages of its pipeline."""
 
-import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from types import UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import hydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from train.conf import CONF, choices, comments, first_comment, refuse_shadows
+from train.conf import CONF, choices, comments, first_comment
 from train.errors import fail
+from train.jobs.typed import Typed, as_typed, followed
 from train.signals import Interrupting, exit_code, stop_signal
 from train.trust import NotAllowed, build, named, variable
 
@@ -42,11 +39,11 @@ def main() -> None:
     OmegaConf.register_new_resolver("oc.env", variable, replace=True)
     with Interrupting():
         try:
-            typed = Typed.of(arguments)
-            if {"--help", "-h"} & set(typed.options):
+            typed = Typed.of(arguments, GROUPS)
+            if typed.asks_for_help:
                 print(help_text(typed))
                 return
-            sys.exit(0 if restored(typed, arguments) else 1)
+            sys.exit(0 if restored(arguments) else 1)
         except (ValueError, OSError) as error:
             fail(str(error))
         except KeyboardInterrupt:
@@ -55,9 +52,10 @@ def main() -> None:
             sys.exit(exit_code(stop_signal()))
 
 
-def restored(typed: "Typed", arguments: Sequence[str]) -> bool:
+def restored(arguments: Sequence[str]) -> bool:
     """Whether every image was. Raises ValueError for mistakes in the command, and what restore_folder does."""
-    if prints(typed):
+    typed = Typed.of(arguments, GROUPS)
+    if typed.prints:
         config, _ = configured(typed)
         missing = any(OmegaConf.is_missing(config, key) for key in config)
         print(OmegaConf.to_yaml(config, resolve=not missing), end="")
@@ -97,7 +95,7 @@ class Pipeline:
     files: dict[str, Sequence[str]]
 
     @classmethod
-    def of(cls, typed: "Typed") -> "Pipeline":
+    def of(cls, typed: Typed) -> "Pipeline":
         """Raises ValueError: mistakes in the command."""
         values, raw = checked(*configured(typed))
         stages: dict[str, Stage] = {name: build(node) for name, node in values["pipeline"].items()}
@@ -105,7 +103,7 @@ class Pipeline:
         return cls(values, stages, *recorded(values["pipeline"], raw["pipeline"], stages))
 
 
-def background_of(typed: "Typed", name: str) -> Pipeline:
+def background_of(typed: Typed, name: str) -> Pipeline:
     """The pipeline of background=NAME with its keys background.KEY=VALUE; no stages where it is none."""
     if name == "none":
         if typed.behind:
@@ -116,49 +114,9 @@ def background_of(typed: "Typed", name: str) -> Pipeline:
     return Pipeline.of(Typed(folders=typed.folders, groups=[f"pipeline={name}"], pairs=pairs, prefix="background."))
 
 
-@dataclass
-class Typed:
-    """A command line taken apart: options, choices in groups, places (arguments without a key) and KEY=VALUE."""
-
-    options: list[str] = field(default_factory=list)
-    folders: list[Path] = field(default_factory=list)  # of --config-dir
-    groups: list[str] = field(default_factory=list)
-    places: list[str] = field(default_factory=list)
-    pairs: list[tuple[str, str]] = field(default_factory=list)
-    behind: list[tuple[str, str]] = field(default_factory=list)  # of the background's pipeline
-    prefix: str = ""  # of these keys as a user types them
-
-    @classmethod
-    def of(cls, arguments: Sequence[str], groups: Sequence[str] = GROUPS) -> "Typed":
-        """Raises ValueError: an option that there is not."""
-        typed = cls()
-        rest = iter(arguments)
-        for argument in rest:
-            key, equals, value = argument.partition("=")
-            if key in ("--help", "-h"):
-                typed.options.append(key)
-            elif key in ("--cfg", "-c"):
-                typed.options.append(key)
-                value = value if equals else next(rest, "")  # job: the part of the configuration that is ours
-            elif key in ("--config-dir", "-cd"):
-                typed.folders = [Path(value if equals else next(rest, "")).expanduser().absolute()]
-                refuse_shadows(typed.folders[0])
-            elif argument.startswith("-"):
-                raise ValueError(f"{argument}: there is no such option (python restore.py --help lists them)")
-            elif equals and key in groups:
-                typed.groups.append(argument)
-            elif equals and key.startswith("background."):
-                typed.behind.append((key.removeprefix("background."), value))
-            elif equals and re.fullmatch(r"[A-Za-z_][\w.]*", key):
-                typed.pairs.append((key, value))
-            else:
-                typed.places.append(argument)
-        return typed
-
-    @property
-    def pipeline(self) -> str:
-        """The chosen pipeline."""
-        return next((each.partition("=")[2] for each in reversed(self.groups) if each.startswith("pipeline=")), "network")
+def pipeline_of(typed: Typed) -> str:
+    """The chosen pipeline."""
+    return typed.choice("pipeline", "network")
 
 
 def configured(typed: Typed) -> tuple[DictConfig, dict[str, Any]]:
@@ -179,17 +137,12 @@ def configured(typed: Typed) -> tuple[DictConfig, dict[str, Any]]:
         OmegaConf.update(config, key, as_typed(key, value, hints[key]))
     if OmegaConf.is_missing(config, "output"):
         weights = Path("" if OmegaConf.is_missing(config, "ckpt") else str(config.get("ckpt", "")))
-        config.output = f"restored/{(weights.stem if weights.is_file() else weights.name) or typed.pipeline}"
+        config.output = f"restored/{(weights.stem if weights.is_file() else weights.name) or pipeline_of(typed)}"
     for key in sorted(required, key=("input", "output").__contains__):
-        if not prints(typed) and (OmegaConf.is_missing(config, key) or config[key] == ""):
+        if not typed.prints and (OmegaConf.is_missing(config, key) or config[key] == ""):
             said = comments(CONF / "restore.yaml", *choices("pipeline")).get(key, "")
             raise ValueError(f"{typed.prefix}{key} is not set: give {typed.prefix}{key}=PATH, {said}")
     return config, hints
-
-
-def prints(typed: Typed) -> bool:
-    """Whether the configuration is to be printed, and nothing restored."""
-    return bool({"--cfg", "-c"} & set(typed.options))
 
 
 def chosen(typed: Typed) -> DictConfig:
@@ -240,33 +193,6 @@ def annotations(config: DictConfig) -> dict[str, Any]:
             if short := followed(node.get(argument)):
                 found.setdefault(short, hint)
     return found
-
-
-def followed(value: Any) -> str | None:
-    """The key whose value another takes: steps of ${steps}."""
-    match = re.fullmatch(r"\$\{(\w+)\}", value) if isinstance(value, str) else None
-    return match[1] if match else None
-
-
-def as_typed(key: str, text: str, hint: Any) -> Any:
-    """The value that was meant. Text stays as it was typed, but for ~, the home folder, and null where a key may be null."""
-    if text == "null" and type(None) in get_args(hint):
-        return None
-    if is_text(hint):
-        return os.path.expanduser(text).replace("${", "\\${")
-    try:
-        return OverridesParser.create().parse_override(f"{key}={text}").value()
-    except HydraException:
-        return text.replace("${", "\\${")
-
-
-def is_text(hint: Any) -> bool:
-    """Whether an annotation is of text: str, Annotated[str, …], or one of these and None."""
-    if get_origin(hint) is Annotated:
-        return is_text(get_args(hint)[0])
-    if get_origin(hint) in (Union, UnionType):
-        return any(map(is_text, get_args(hint)))
-    return hint is str
 
 
 def checked(config: DictConfig, hints: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -358,7 +284,7 @@ def help_text(typed: Typed) -> str:
     everywhere = comments(CONF / "restore.yaml")
     files = [*choices("pipeline"), *choices("version")]
     own = {key: said for key, said in comments(*files).items() if key in list(chosen(typed)) and key not in everywhere}
-    for title, said in (("Keys of every pipeline", everywhere), (f"Keys of pipeline={typed.pipeline}", own)):
+    for title, said in (("Keys of every pipeline", everywhere), (f"Keys of pipeline={pipeline_of(typed)}", own)):
         lines += ["", title, *(f"  {key:<20}{comment}" for key, comment in said.items())]
     return "\n".join(lines)
 
@@ -371,5 +297,7 @@ def _no_such_key(key: str, typed: Typed, there: list[str]) -> str:
 
     if bringing := [file.stem for file in choices("pipeline") if has(file.stem)]:
         listed = ", ".join(bringing[:3]) + (", …" if len(bringing) > 3 else "")
-        return f"{key} is of pipeline={listed}, not of pipeline={typed.pipeline}: choose one of these, or leave {key} out"
-    return f"{key}: there is no such key{nearest(key, there)} (python restore.py pipeline={typed.pipeline} --help lists them)"
+        return f"{key} is of pipeline={listed}, not of pipeline={pipeline_of(typed)}: choose one of these, or leave {key} out"
+    return (
+        f"{key}: there is no such key{nearest(key, there)} (python restore.py pipeline={pipeline_of(typed)} --help lists them)"
+    )

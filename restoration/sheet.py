@@ -101,7 +101,7 @@ def restored_by(weights: str, lq: ImageFolder, numbers: list[int]) -> list[np.nd
 
     Raises ValueError: it can't.
     """
-    from restoration.cli import Typed, restored
+    from restoration.cli import restored
 
     with tempfile.TemporaryDirectory() as folder:
         given, made = Path(folder) / "lq", Path(folder) / "restored"
@@ -110,7 +110,7 @@ def restored_by(weights: str, lq: ImageFolder, numbers: list[int]) -> list[np.nd
             (given / lq.paths[number]).symlink_to((lq.root / lq.paths[number]).resolve())
         typed = [f"ckpt={weights}", f"input={given}", f"output={made}"]
         with contextlib.redirect_stdout(None):  # how many went where is of no interest
-            if not restored(Typed.of(typed), typed):
+            if not restored(typed):
                 raise ValueError(f"{weights} did not restore every image of {lq.root}")
         images = ImageFolder(root=str(made))
         return [read_image(images, stems(images)[str(Path(lq.paths[number]).with_suffix(""))]) for number in numbers]

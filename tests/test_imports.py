@@ -42,10 +42,10 @@ MAY_IMPORT: dict[str, tuple[set[str], set[str]]] = {
     ),
     "evaluation": ({"models", "models.files", "losses", "data", "data.sources"}, set()),
     "evaluation.cli": (
-        {"evaluation", "models.files", "data", "data.sources", "restoration.cli", "train", "train.jobs.config"},
+        {"evaluation", "models.files", "data", "data.sources", "restoration", "train", "train.jobs.config", "train.jobs.typed"},
         {"hydra", "omegaconf"},
     ),
-    "restoration.cli": ({"restoration", "train", "train.jobs.config"}, {"hydra", "omegaconf"}),
+    "restoration.cli": ({"restoration", "train", "train.jobs.config", "train.jobs.typed"}, {"hydra", "omegaconf"}),
 }
 ROOMS = {room for room in MAY_IMPORT if "." not in room}
 INNER = MAY_IMPORT.keys() - ROOMS  # rooms within rooms, which a room's own files import only where the table says so

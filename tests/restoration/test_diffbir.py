@@ -22,7 +22,7 @@ from models.diffusion.stable_diffusion import StableDiffusion, load
 from models.files.families import full_state
 from models.files.official import export
 from models.swinir import SwinIR
-from restoration.cli import Typed, configured, main
+from restoration.cli import GROUPS, configured, main
 from restoration.diffbir import noise_of
 from restoration.network import Network
 from tests.models.diffusion.test_stable_diffusion import SETTINGS, control, pickled, write_folder
@@ -31,6 +31,7 @@ from tests.models.test_gfpgan import tiny as gfpgan
 from tests.models.test_vqgan import tiny as autoencoder
 from tests.restoration.test_run import picture
 from tests.toy import ROOT, write_photographs
+from train.jobs.typed import Typed
 
 Cli = Callable[..., tuple[int, str]]
 VERSIONS = {name: safe_load((ROOT / f"conf/version/{name}.yaml").read_text()) for name in ("v2", "v2.1")}
@@ -179,7 +180,7 @@ def test_the_settings_as_they_are_are_the_second_versions(tmp_path: Path, restor
     photo, made = plain
     assert restore(f"input={photo}", "version=v1", "sampler=spaced", "cfg=4")[0] == 0
     torch.testing.assert_close(picture(tmp_path / "out" / "00.png"), made, rtol=0, atol=1.01 / 255)
-    v1, v2 = (configured(Typed.of(["pipeline=diffbir", f"version={each}", "--cfg=job"]))[0] for each in ("v1", "v2"))
+    v1, v2 = (configured(Typed.of(["pipeline=diffbir", f"version={each}", "--cfg=job"], GROUPS))[0] for each in ("v1", "v2"))
     assert v1 == v2
     assert (V2["steps"], VERSIONS["v2.1"]["steps"]) == (50, 10)
 
@@ -394,7 +395,7 @@ def test_restoring_with_one_network_does_not_wait_for_diffusers() -> None:
 def test_help_lists_every_key(command: Cli) -> None:
     code, printed = command(main, "pipeline=diffbir", "--help")
     assert code == 0
-    keys = [key for key in configured(Typed.of(["pipeline=diffbir", "--cfg=job"]))[0] if key != "pipeline"]
+    keys = [key for key in configured(Typed.of(["pipeline=diffbir", "--cfg=job"], GROUPS))[0] if key != "pipeline"]
     assert len(keys) > 30
     assert [key for key in keys if f"\n  {key} " not in printed] == []
     assert all(f"\n  {name} " in printed for name in ("hh", "cx", "night_watch", "acvlab", "elan_enhance", "v2.1"))
