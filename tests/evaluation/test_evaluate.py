@@ -15,15 +15,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image, ImageFilter
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor, nn
 
+from data.images import to_tensor
 from evaluation import challenge
 from evaluation.certainty import compared, interval
 from evaluation.cli import main
-from evaluation.fid import Statistics
-from evaluation.metrics import PSNR, SSIM, ColourShift
+from evaluation.fid import Inception, Statistics
+from evaluation.metrics import LPIPS, PSNR, SSIM, ColourShift
 from models.adaface import AdaFace
 from tests.toy import write_photographs
 
@@ -303,6 +305,57 @@ def test_an_image_of_another_size_has_no_identity(entry: Path, evaluate: Cli) ->
     assert code == 1
     assert "CelebA_0, identity: it has 256x256 pixels, and the landmarks are in pixels of 512x512" in printed
     assert "no score: " in printed
+
+
+def test_other_landmarks_are_not_answered_from_the_cache(entry: Path, evaluate: Cli) -> None:
+    arguments = ("outputs=out", "lq=lq", "landmarks=faces.csv", "protocol=ntire2025")
+
+    def cosines() -> dict[str, float]:
+        with (entry / "scores" / "images.csv").open(newline="") as file:
+            return {row["image"]: float(row["identity"]) for row in csv.DictReader(file)}
+
+    assert evaluate(*arguments)[0] == 0
+    before = cosines()
+    table = (entry / "faces.csv").read_text().splitlines()
+    table[1] = table[1].replace("193,240,319,240", "153,200,359,240")
+    (entry / "faces.csv").write_text("\n".join(table))
+    assert evaluate(*arguments)[0] == 0
+    assert {name for name, cosine in cosines().items() if cosine != before[name]} == {table[1].partition(",")[0]}
+
+
+def test_lpips_is_the_losses_own(folders: Path) -> None:
+    torch.manual_seed(0)
+    torch.save(torchvision.models.alexnet(weights=None).features.state_dict(prefix="features."), folders / "alex.pth")
+    metric = LPIPS(net="alex", weights="weights", file=str(folders / "alex.pth"))
+    metric.open(torch.device("cpu"))
+    image, hq = (pixels(folders / folder / "00.png") for folder in ("a", "hq"))
+    expected = metric.distance(to_tensor(image)[None], to_tensor(hq)[None])
+    assert float(expected) > 0
+    assert metric(image, hq, "00") == pytest.approx(float(expected))
+    assert metric(hq, hq, "00") == 0
+    assert "alex" in metric.key()
+
+
+def test_features_are_those_of_pytorch_fid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pytorch_fid import inception
+
+    torch.manual_seed(0)
+    with monkeypatch.context() as patched:  # its own random weights in place of those that it would fetch
+        patched.setattr(inception, "load_state_dict_from_url", lambda *_, **__: None)
+        patched.setattr(nn.Module, "load_state_dict", lambda *_: None)
+        torch.save(inception.fid_inception_v3().state_dict(), tmp_path / "inception.pth")
+    fetch = inception.load_state_dict_from_url
+    ours = Inception(tmp_path / "inception.pth")
+    assert inception.load_state_dict_from_url is fetch
+    state = torch.load(tmp_path / "inception.pth", weights_only=True)
+    monkeypatch.setattr(inception, "load_state_dict_from_url", lambda *_, **__: state)
+    images = torch.rand(1, 3, 96, 96)
+    with torch.no_grad():
+        theirs = inception.InceptionV3([3]).eval()(images)[0].flatten(1)
+    torch.testing.assert_close(ours(images), theirs)
+    torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=r"other\.pth is not pytorch-fid's Inception"):
+        Inception(tmp_path / "other.pth")
 
 
 def test_intervals() -> None:
