@@ -288,16 +288,16 @@ def say(run: Photographs, count: int, there: int) -> None:
     restored = [face for found in placed.values() for face in found if not face.skipped]
     pace = f", {run.seconds / len(restored):.2f} s a face on {run.device}" if restored else ""
     print(
-        f"{run.done} of {count} photographs restored into {run.settings.output}, {len(restored)} faces{pace}; "
+        f"{run.done} of {count} photographs restored into {run.settings.output}, faces: {len(restored)}{pace}; "
         f"{there} were {'made anew' if run.settings.overwrite else 'there already'}"
     )
     if without := [printable(name) for name, found in placed.items() if not found]:
         print(f"no face: {', '.join(without)}")
     for why, number in Counter(face.skipped for found in placed.values() for face in found if face.skipped).items():
-        print(f"left aside: {number} faces, {why} (faces.csv says which)")
+        print(f"faces left aside: {number}, {why} (faces.csv says which)")
     side = run.how.face_px
     if large := sum(not face.aligned and scale_of(to_face(face, side)) < 0.9 for face in restored):
-        print(f"{large} faces are larger than the {side} pixels that they are restored at, and may come out softer")
+        print(f"faces larger than the {side} pixels that they are restored at, which may come out softer: {large}")
     for _, message in sorted(run.failed.items()):
         print(f"error: {printable(message)}", file=sys.stderr)
 

@@ -72,7 +72,7 @@ def test_the_face_is_found_restored_and_pasted_back(tmp_path: Path, restore: Cli
     Image.fromarray(photo[300:, 300:]).save(tmp_path / "in" / "nobody.png")
     code, printed = restore("keep_faces=true")
     assert code == 0, printed
-    assert printed.startswith("2 of 2 photographs restored into out, 1 faces, ")
+    assert printed.startswith("2 of 2 photographs restored into out, faces: 1, ")
     assert "\nno face: nobody.png\n" in printed
     assert (pixels(tmp_path / "out" / "nobody.png") == photo[300:, 300:]).all()
     made = pixels(tmp_path / "out" / "collins.png")
@@ -91,7 +91,7 @@ def test_the_face_is_found_restored_and_pasted_back(tmp_path: Path, restore: Cli
     place = similarity(points, TEMPLATE / 8) @ [x, y, 1]
     np.testing.assert_allclose(made[y, x].astype(int), restored[int(place[1]), int(place[0])], atol=40)
     before = (tmp_path / "out" / "collins.png").read_bytes()
-    assert restore("keep_faces=true")[1].startswith("0 of 2 photographs restored into out, 0 faces; 2 were there already")
+    assert restore("keep_faces=true")[1].startswith("0 of 2 photographs restored into out, faces: 0; 2 were there already")
     (tmp_path / "out" / "collins.png").unlink()
     assert restore("keep_faces=true")[0] == 0
     assert (tmp_path / "out" / "collins.png").read_bytes() == before
@@ -102,7 +102,7 @@ def test_the_face_is_found_restored_and_pasted_back(tmp_path: Path, restore: Cli
     assert left > 230
     assert top > 210
     none = table(tmp_path, ("collins.png", LANDMARKS), skipped="not she")
-    assert "left aside: 1 faces, not she" in restore("output=without", none)[1]
+    assert "faces left aside: 1, not she" in restore("output=without", none)[1]
     assert (pixels(tmp_path / "without" / "collins.png") == photo).all()
 
 
@@ -154,7 +154,7 @@ def test_which_faces_are_restored(
     Image.new("RGB", (300, 200)).save(tmp_path / "in" / "a.png")
     code, printed = restore(*more)
     assert code == 0, printed
-    assert f"1 of 1 photographs restored into out, {restored} faces" in printed
+    assert f"1 of 1 photographs restored into out, faces: {restored}" in printed
     rows = found(tmp_path / "out" / "faces.csv")
     assert sum(row["skipped"] == "" for row in rows) == restored
     assert len(rows) == 3, "those that were left aside stand there too"
@@ -342,7 +342,7 @@ def test_a_photograph_of_which_a_face_fails_is_not_written(
     faces = table(tmp_path, ("a.png", TEMPLATE / 8), ("b.png", TEMPLATE / 8))
     code, printed = restore(faces)
     assert code == 1
-    assert "1 of 2 photographs restored into out, 1 faces" in printed
+    assert "1 of 2 photographs restored into out, faces: 1" in printed
     assert "error: in/a.png, face 0: " in printed
     assert [path.name for path in (tmp_path / "out").glob("*.png")] == ["b.png"]
 
